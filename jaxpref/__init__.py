@@ -1,0 +1,3 @@
+"""Training on preferences in JAX: language models and diffusion models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,113 @@
+"""Logical axes to mesh axes: the only file that knows the mesh."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxpref.errors import UserError
+
+RULES: dict[str, Any] = {
+  "batch": ("data", "fsdp"),
+  "length": None,
+  "act_embed": None,
+  "layers": None,
+  "embed": "fsdp",
+  "mlp": "tensor",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "head_dim": None,
+  "vocab": "tensor",
+  "vocab_embed": None,  # apart from "embed": a lookup reshards badly
+  "norm": None,
+}
+
+
+def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+  """A mesh over the first data * fsdp * tensor devices; -1 takes the rest.
+
+  Raises UserError where the devices do not suffice.
+  """
+  sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+  devices = jax.devices()
+  rest = [axis for axis, size in sizes.items() if size == -1]
+  bad = [axis for axis, size in sizes.items() if size < 1 and size != -1]
+  if len(rest) > 1 or bad:
+    raise UserError(
+      f"mesh is {sizes}: each axis must be at least 1, and at most one may be "
+      "-1, which takes the devices that are left."
+    )
+  fixed = 1
+  for size in sizes.values():
+    fixed *= size if size != -1 else 1
+  if rest:
+    sizes[rest[0]] = max(1, len(devices) // fixed)
+    fixed *= sizes[rest[0]]
+  if fixed > len(devices) or (
+    jax.process_count() > 1 and fixed != len(devices)
+  ):
+    raise UserError(
+      f"mesh {sizes} needs {fixed} devices, and there are {len(devices)} "
+      f"({devices[0].platform}). Set config.mesh.data, .fsdp and .tensor so "
+      "that their product is the number of devices, or one of them to -1."
+    )
+  # Auto: Explicit, what make_mesh does by itself, makes `constrain` an
+  # assertion.
+  auto = (jax.sharding.AxisType.Auto,) * len(sizes)
+  return jax.make_mesh(
+    tuple(sizes.values()),
+    tuple(sizes),
+    axis_types=auto,
+    devices=devices[:fixed],
+  )
+
+
+def spec(axes: Sequence[str | None]) -> PartitionSpec:
+  """The partition of an array whose dimensions have these logical axes."""
+  return PartitionSpec(*(RULES[axis] if axis else None for axis in axes))
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+  """Pins an activation to its logical axes; a no-op without a mesh."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def param_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
+  """NamedShardings of parameters, checked to divide.
+
+  Args:
+    mesh: the device mesh.
+    shapes: a nested dict of arrays or ShapeDtypeStructs.
+    axes: the same dict with a tuple of logical axes at each leaf.
+
+  Raises UserError where a dimension does not divide its mesh axis.
+  """
+
+  def one(path: Any, shape: Any, names: tuple[str, ...]) -> NamedSharding:
+    for name, size in zip(names, shape.shape, strict=True):
+      axis = RULES[name]
+      if axis and size % mesh.shape[axis]:
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        raise UserError(
+          f"{where}: axis {name!r} ({size}) is not divisible by mesh axis "
+          f"{axis!r} ({mesh.shape[axis]}); choose a config.mesh.{axis} that "
+          f"divides {size}."
+        )
+    return NamedSharding(mesh, spec(names))
+
+  return jax.tree.map_with_path(one, shapes, axes)
+
+
+def batch_sharding(mesh: Mesh, *, axis: int) -> NamedSharding:
+  """Rows, on dimension `axis`, spread over the data and fsdp axes."""
+  return NamedSharding(
+    mesh, PartitionSpec(*(None,) * axis, RULES["batch"])
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same on every device."""
+  return NamedSharding(mesh, PartitionSpec())

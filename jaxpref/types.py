@@ -1,0 +1,135 @@
+"""Array aliases, run-time type checks, records and batches.
+
+Imports jax, jaxtyping and beartype only, so that `jaxpref.losses` stays light.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+from beartype import beartype
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Int32, jaxtyped
+import numpy as np
+
+checked = jaxtyped(typechecker=beartype)
+"""Checks shapes and dtypes while tracing; a compiled call pays nothing."""
+
+Scalar = float | int | np.number | Float[ArrayLike, ""]
+"""A hyper-parameter: a plain number, or a traced float scalar."""
+
+Params = Mapping[str, Any]
+"""A nested dict of arrays with string keys."""
+
+
+def check_range(name: str, value: Scalar, low: float, high: float) -> None:
+  """Raises ValueError unless low <= value < high; traced values pass."""
+  if isinstance(value, jax.core.Tracer):
+    return
+  if not low <= float(value) < high:
+    raise ValueError(
+      f"{name} is {float(value):g}; it must be at least {low:g} and below "
+      f"{high:g}"
+    )
+
+
+class Term(NamedTuple):
+  """A sum and how many units it sums, so that accumulation stays exact."""
+
+  total: Float32[Array, ""]
+  count: Float32[Array, ""]  # depends on the data only
+
+
+@checked
+def sum_valid(
+  x: Float32[Array, "*units"],
+  valid: Bool[Array, "*units"],
+  weight: Float32[Array, "*units"] | float = 1.0,
+) -> Term:
+  """Sums the valid entries; `weight` scales them, `valid` counts them."""
+  # where, not multiply: 0 * nan is nan. The gradient needs finite inputs too,
+  # so padding holds a copy of a real entry.
+  total = jnp.sum(jnp.where(valid, weight * x, 0.0))
+  return Term(total, jnp.sum(valid, dtype=jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+  """One answer to a prompt: text, or chat messages."""
+
+  content: str | Sequence[Mapping[str, str]]
+  scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  label: bool | None = None
+  meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Comparison(NamedTuple):
+  """`better` and `worse` number the record's responses."""
+
+  better: int
+  worse: int
+  preference: float = 1.0  # P(better is preferred): 1 hard, 0.5 a tie
+  weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """A prompt, its responses, and which of them people liked better."""
+
+  id: str  # "FILE:ROW", what messages about the record say
+  prompt: str | Sequence[Mapping[str, str]]
+  responses: Sequence[Response]
+  comparisons: Sequence[Comparison] = ()
+
+
+_pytree = functools.partial(jax.tree_util.register_dataclass)
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class Slots:
+  """One entry a response, flat over a micro-batch."""
+
+  example_id: Int32[ArrayLike, "slots"]
+  valid: Bool[ArrayLike, "slots"]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class Comparisons:
+  """Which slot is better, flat over a micro-batch."""
+
+  better: Int32[ArrayLike, "pairs"]
+  worse: Int32[ArrayLike, "pairs"]
+  valid: Bool[ArrayLike, "pairs"]
+  weight: Float32[ArrayLike, "pairs"]
+  preference: Float32[ArrayLike, "pairs"]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class TextBatch:
+  """One micro-batch of packed rows (a step stacks several on a first axis).
+
+  Linear layers see `tokens`, where a prompt stands once. Attention sees one
+  causal sequence a response: `expand` gathers them, `collapse` brings the
+  outputs back. The head sees only the response tokens.
+  """
+
+  tokens: Int32[ArrayLike, "rows tokens"]
+  position: Int32[ArrayLike, "rows tokens"]
+  # One array [rows, sequences, length] a length class: the token of the row
+  # that stands at each place of each sequence; padding repeats token 0.
+  expand: tuple[Int32[ArrayLike, "rows _ _"], ...]
+  # The place of each token among the concatenated, flattened sequences.
+  collapse: Int32[ArrayLike, "rows tokens"]
+  # Response tokens: where the hidden state that predicts each stands, its id,
+  # its slot (the number of slots for padding) and the reference's log-prob.
+  source: Int32[ArrayLike, "rows responses"]
+  target: Int32[ArrayLike, "rows responses"]
+  slot: Int32[ArrayLike, "rows responses"]
+  ref_token_logp: Float32[ArrayLike, "rows responses"] | None
+  slots: Slots
+  comparisons: Comparisons
