@@ -1,0 +1,299 @@
+"""The settings of a run: frozen dataclasses, the only source of defaults.
+
+A config file's `get_config()` returns an ml_collections ConfigDict of what
+differs; it is laid over these defaults, then the command line's overrides.
+"""
+
+import ast
+from collections.abc import Mapping
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+import types
+from typing import Any, get_args, get_origin, get_type_hints
+
+import ml_collections
+
+from jaxpref.errors import UserError
+
+_section = dataclasses.dataclass(frozen=True, kw_only=True)
+
+
+@_section
+class Model:
+  family: str = "llama"
+  path: str = ""  # a Hugging Face folder; '' = random weights from `arch`
+  tokenizer: str = ""  # a folder with a tokenizer; '' = that of `path`
+  arch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  dtype: str = "auto"  # of compute: bfloat16 on accelerators, float32 on CPU
+  param_dtype: str = "float32"
+  remat: str = "nothing_saveable"  # a jax.checkpoint policy; '' = keep all
+  head_block: int = 512  # response tokens of a row scored at a time
+
+
+@_section
+class Reference:
+  mode: str = "auto"  # auto | live | cached | none
+  path: str = ""  # a Hugging Face folder; '' = the policy before training
+
+
+@_section
+class Data:
+  path: str = ""  # a .jsonl, .jsonl.gz or .parquet file, or a folder of them
+  format: str = "auto"
+  eval_path: str = ""
+  eval_holdout: int = 0  # examples of `path` kept for evaluation
+  max_length: int = 1024  # tokens of one prompt plus one response
+  max_prompt_length: int = 0  # tokens; 0 = no limit of its own
+  truncate: str = "drop"  # drop | keep_start | keep_end
+  share_prompts: bool = True
+  row_length: int = 4096  # tokens a packed row may hold
+  rows_per_device: int = 1  # rows of one micro-batch on one device
+  batch_size: int = 64  # prompts a step
+  shuffle: bool = True
+  seed: int = 0
+  epochs: int = 1
+  max_rejected: float = 0.01  # of the rows; more stops the run
+
+
+@_section
+class Loss:
+  """`name`, and in `options` that function's own keyword arguments."""
+
+  name: str = "dpo"
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@_section
+class Optimizer:
+  name: str = "adamw"
+  learning_rate: float = 1e-6
+  schedule: str = "linear"  # constant | linear | cosine, to zero
+  warmup_steps: int = 0
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  grad_clip: float = 1.0  # largest global norm; 0 = off
+
+
+@_section
+class Train:
+  steps: int = 0  # wins over data.epochs when > 0
+  log_every: int = 1
+  eval_every: int = 0  # steps; 0 = before and after only
+  checkpoint_every: int = 100  # steps; 0 = at the end only
+  seed: int = 0
+
+
+@_section
+class MeshShape:
+  data: int = 1
+  fsdp: int = -1  # -1 = the devices that are left
+  tensor: int = 1
+
+
+@_section
+class Sample:
+  prompts: str = ""  # a file; '' = held-out prompts
+  per_prompt: int = 1
+  num_prompts: int = 8  # how many are sampled before and after; 0 = off
+  max_new_tokens: int = 64
+  temperature: float = 1.0  # 0 = greedy
+  top_k: int = 0
+  top_p: float = 1.0
+  seed: int = 0
+
+
+@_section
+class Score:
+  pattern: str = ""  # regular expression; the share of samples it matches
+
+
+@_section
+class Config:
+  model: Model = Model()
+  reference: Reference = Reference()
+  data: Data = Data()
+  loss: Loss = Loss()
+  optimizer: Optimizer = Optimizer()
+  train: Train = Train()
+  mesh: MeshShape = MeshShape()
+  sample: Sample = Sample()
+  score: Score = Score()
+  stages: tuple[str, ...] = ("fit",)
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+  "model.family": ("llama",),
+  "model.dtype": ("auto", "float32", "bfloat16"),
+  "model.param_dtype": ("float32", "bfloat16"),
+  "reference.mode": ("auto", "live", "cached", "none"),
+  "data.truncate": ("drop", "keep_start", "keep_end"),
+  "optimizer.name": ("adamw",),
+  "optimizer.schedule": ("constant", "linear", "cosine"),
+}
+POSITIVE = (
+  "model.head_block", "data.max_length", "data.row_length",
+  "data.rows_per_device", "data.batch_size", "data.epochs", "train.log_every",
+  "sample.per_prompt", "sample.max_new_tokens",
+)  # fmt: skip
+_NOT_NEGATIVE = (int, float)
+
+
+def load(path: str, overrides: Mapping[str, str]) -> tuple[Config, Any]:
+  """The config of a file under overrides such as {"data.seed": "1"}.
+
+  Returns: the config, and the file's module.
+
+  Raises UserError for a file that is missing or has no get_config(), an
+  unknown key, or a value of the wrong type.
+  """
+  module = _import_file(path)
+  given = module.get_config()
+  if not isinstance(given, ml_collections.ConfigDict):
+    raise UserError(
+      f"{path}: get_config() returned {type(given).__name__}; it must return "
+      "an ml_collections.ConfigDict."
+    )
+  tree = given.to_dict()
+  for key, text in overrides.items():
+    _put(tree, key, text)
+  return build(tree, source=path), module
+
+
+def build(tree: Mapping[str, Any], *, source: str = "config") -> Config:
+  """A Config of a nested dict that holds only what differs."""
+  config = _section_from(Config, tree, "", source)
+  _check_values(config)
+  return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+  """A nested dict that `build` turns back into the config."""
+
+  def plain(value: Any) -> Any:
+    if isinstance(value, Loss):
+      return {"name": value.name, **value.options}
+    if dataclasses.is_dataclass(value):
+      fields = dataclasses.fields(value)
+      return {f.name: plain(getattr(value, f.name)) for f in fields}
+    if isinstance(value, Mapping):
+      return {key: plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+  return plain(config)
+
+
+def nearest(name: str, known: Any) -> str:
+  """' Did you mean X?', or the list of what is known."""
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  if close:
+    return f"Did you mean {close[0]!r}?"
+  return f"Known: {', '.join(sorted(known))}."
+
+
+def _import_file(path: str) -> types.ModuleType:
+  if not pathlib.Path(path).is_file():
+    raise UserError(
+      f"--config={path}: there is no such file. Give a Python file with "
+      "get_config(), for example configs/dpo.py."
+    )
+  spec = importlib.util.spec_from_file_location("jaxpref_config_file", path)
+  if spec is None or spec.loader is None:
+    raise UserError(f"--config={path}: not a Python file.")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise UserError(f"--config={path}: the file defines no get_config().")
+  return module
+
+
+def _put(tree: dict[str, Any], key: str, text: str) -> None:
+  *sections, name = key.split(".")
+  for section in sections:
+    tree = tree.setdefault(section, {})
+    if not isinstance(tree, dict):
+      raise UserError(f"--config.{key}: {section!r} is not a section.")
+  tree[name] = _literal(text)
+
+
+def _literal(text: str) -> Any:
+  if text.lower() in ("true", "false"):
+    return text.lower() == "true"
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def _section_from(cls: Any, tree: Any, prefix: str, source: str) -> Any:
+  if not isinstance(tree, Mapping):
+    raise UserError(
+      f"{source}: config.{prefix.rstrip('.')} is {tree!r}; it is a section, "
+      "set its keys instead."
+    )
+  if cls is Loss:
+    options = dict(tree)
+    name = _cast(str, options.pop("name", Loss.name), "loss.name", source)
+    return Loss(name=name, options=options)
+  hints = get_type_hints(cls)
+  values = {}
+  for key, value in tree.items():
+    if key not in hints:
+      raise UserError(
+        f"{source}: unknown key config.{prefix}{key}. {nearest(key, hints)}"
+      )
+    hint = hints[key]
+    if dataclasses.is_dataclass(hint):
+      values[key] = _section_from(hint, value, f"{prefix}{key}.", source)
+    else:
+      values[key] = _cast(hint, value, prefix + key, source)
+  return cls(**values)
+
+
+def _cast(hint: Any, value: Any, key: str, source: str) -> Any:
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if hint is str and not isinstance(value, (str, Mapping, list, tuple)):
+    return str(value)  # a folder called 2024
+  if get_origin(hint) is tuple:
+    value = (value,) if isinstance(value, str) else value
+    item = get_args(hint)[0]
+    if isinstance(value, (list, tuple)):
+      return tuple(_cast(item, each, key, source) for each in value)
+  kind = get_origin(hint) or hint
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    names = {int: "a whole number", float: "a number", bool: "true or false"}
+    raise UserError(
+      f"{source}: config.{key} is {value!r}; it must be "
+      f"{names.get(kind, getattr(kind, '__name__', kind))}."
+    )
+  return value
+
+
+def _check_values(config: Config) -> None:
+  for key, choices in CHOICES.items():
+    if (value := _get(config, key)) not in choices:
+      raise UserError(
+        f"config.{key} is {value!r}; choose one of {', '.join(choices)}."
+      )
+  for key in POSITIVE:
+    if (value := _get(config, key)) < 1:
+      raise UserError(f"config.{key} is {value}; it must be at least 1.")
+  for section in ("data", "optimizer", "train", "sample"):
+    for field in dataclasses.fields(getattr(config, section)):
+      value = _get(config, key := f"{section}.{field.name}")
+      if isinstance(value, _NOT_NEGATIVE) and not value >= 0:
+        raise UserError(f"config.{key} is {value}; it must not be negative.")
+  for stage in config.stages:
+    if stage not in ("prepare", "fit"):
+      raise UserError(
+        f"config.stages names {stage!r}; it may hold 'prepare' and 'fit'."
+      )
+
+
+def _get(config: Config, key: str) -> Any:
+  section, name = key.split(".")
+  return getattr(getattr(config, section), name)
