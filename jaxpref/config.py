@@ -11,13 +11,22 @@ import difflib
 import importlib.util
 import pathlib
 import types
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import (
+  Any,
+  dataclass_transform,
+  get_args,
+  get_origin,
+  get_type_hints,
+)
 
 import ml_collections
 
 from jaxpref.errors import UserError
 
-_section = dataclasses.dataclass(frozen=True, kw_only=True)
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def _section(cls: type) -> Any:
+  return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
 @_section

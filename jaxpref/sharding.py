@@ -103,9 +103,7 @@ def param_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
 
 def batch_sharding(mesh: Mesh, *, axis: int) -> NamedSharding:
   """Rows, on dimension `axis`, spread over the data and fsdp axes."""
-  return NamedSharding(
-    mesh, PartitionSpec(*(None,) * axis, RULES["batch"])
-  )
+  return NamedSharding(mesh, PartitionSpec(*(None,) * axis, RULES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

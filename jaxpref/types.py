@@ -6,7 +6,7 @@ Imports jax, jaxtyping and beartype only, so that `jaxpref.losses` stays light.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from beartype import beartype
 import jax
@@ -17,7 +17,10 @@ import numpy as np
 checked = jaxtyped(typechecker=beartype)
 """Checks shapes and dtypes while tracing; a compiled call pays nothing."""
 
-Scalar = float | int | np.number | Float[ArrayLike, ""]
+if TYPE_CHECKING:
+  Scalar = float | Array  # an operation with an Array gives an Array
+else:
+  Scalar = float | int | np.number | Float[ArrayLike, ""]
 """A hyper-parameter: a plain number, or a traced float scalar."""
 
 Params = Mapping[str, Any]
@@ -39,7 +42,8 @@ class Term(NamedTuple):
   """A sum and how many units it sums, so that accumulation stays exact."""
 
   total: Float32[Array, ""]
-  count: Float32[Array, ""]  # depends on the data only
+  # How many; depends on the data only.
+  count: Float32[Array, ""]  # type: ignore[assignment]  # hides tuple.count
 
 
 @checked
