@@ -1,0 +1,219 @@
+"""From a packing to the arrays of a step."""
+
+from collections.abc import Iterator
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxpref.data.packing import Packing, Piece, Row, Shape, round_up
+from jaxpref.data.prepared import Prepared
+from jaxpref.types import Comparisons, Slots, TextBatch
+
+
+class Place(NamedTuple):
+  """Where a response's tokens stand among the scored tokens of a step."""
+
+  micro: int
+  row: int
+  start: int
+  response: int
+  length: int
+
+
+def needed_shape(data: Prepared, packing: Packing) -> Shape:
+  """The sizes that a packing takes, a little rounded up."""
+  rows = [row for micro in packing for row in micro]
+  ranks = itertools.zip_longest(
+    *(sorted(_lengths(data, row).values(), reverse=True) for row in rows),
+    fillvalue=0,
+  )
+  scored = (
+    sum(int(data.response_lengths[j]) for p in row for j in p.responses)
+    for row in rows
+  )
+  return Shape(
+    micro_batches=len(packing),
+    rows=len(packing[0]),
+    tokens=round_up(max(sum(p.size for p in row) for row in rows), 8),
+    sequences=tuple(round_up(max(rank), 4) for rank in ranks) or (8,),
+    responses=round_up(max(scored), 8),
+    slots=max(1, *(len(_slot_numbers(micro)) for micro in packing)),
+    comparisons=max(1, *(len(_compared(data, m)) for m in packing)),
+  )
+
+
+def make_batch(
+  data: Prepared,
+  packing: Packing,
+  shape: Shape,
+  ref_token_logp: np.ndarray | None = None,
+) -> TextBatch:
+  """The arrays of a step; micro-batches are stacked on the first axis.
+
+  Args:
+    data: tokens and comparisons.
+    packing: what goes where.
+    shape: sizes that cover the packing.
+    ref_token_logp: the reference's log-prob of every response token of
+      `data`, in its order, in nats; None if it is not cached.
+  """
+  lead = (shape.micro_batches, shape.rows)
+  batch = TextBatch(
+    tokens=np.zeros((*lead, shape.tokens), np.int32),
+    position=np.zeros((*lead, shape.tokens), np.int32),
+    expand=tuple(
+      np.zeros((*lead, *size), np.int32) for size in _length_classes(shape)
+    ),
+    collapse=np.zeros((*lead, shape.tokens), np.int32),
+    source=np.zeros((*lead, shape.responses), np.int32),
+    target=np.zeros((*lead, shape.responses), np.int32),
+    slot=np.full((*lead, shape.responses), shape.slots, np.int32),
+    ref_token_logp=None
+    if ref_token_logp is None
+    else np.zeros((*lead, shape.responses), np.float32),
+    slots=_slots(packing, shape),
+    comparisons=_comparisons(data, packing, shape),
+  )
+  for m, micro in enumerate(packing):
+    slot_of = _slot_numbers(micro)
+    for r, row in enumerate(micro):
+      _fill_row(data, row, shape, slot_of, batch, (m, r))
+  if ref_token_logp is not None:
+    for m, r, start, number, length in places(data, packing):
+      first = data.first_token(number)
+      values = ref_token_logp[first : first + length]
+      batch.ref_token_logp[m, r, start : start + length] = values
+  return batch
+
+
+def places(data: Prepared, packing: Packing) -> Iterator[Place]:
+  """Where each response stands in [micro-batches, rows, responses] arrays."""
+  for m, micro in enumerate(packing):
+    for r, row in enumerate(micro):
+      start = 0
+      for number in (j for piece in row for j in piece.responses):
+        length = int(data.response_lengths[number])
+        yield Place(m, r, start, number, length)
+        start += length
+
+
+def _fill_row(
+  data: Prepared,
+  row: Row,
+  shape: Shape,
+  slot_of: dict[int, int],
+  batch: TextBatch,
+  at: tuple[int, int],
+) -> None:
+  """Writes the pieces of a row into the arrays, in place."""
+  seats = _seats(data, row, shape)
+  end = scored = 0
+  for piece in row:
+    prompt = data.prompt(piece.example)
+    shared = np.arange(end, end + len(prompt))
+    end += len(prompt)
+    batch.tokens[at][shared] = prompt
+    batch.position[at][shared] = np.arange(len(prompt))
+    for number in piece.responses:
+      response = data.response(number)
+      own = np.arange(end, end + len(response))
+      end += len(response)
+      sequence = np.concatenate([shared, own])
+      batch.tokens[at][own] = response
+      batch.position[at][own] = len(prompt) + np.arange(len(response))
+      group, place, offset = seats[number]
+      batch.expand[group][at][place, : len(sequence)] = sequence
+      # Every copy of a prompt comes out the same; the last one serves.
+      batch.collapse[at][sequence] = offset + np.arange(len(sequence))
+      here = slice(scored, scored + len(response))
+      scored += len(response)
+      batch.source[at][here] = sequence[len(prompt) - 1 : -1]
+      batch.target[at][here] = response
+      batch.slot[at][here] = slot_of[number]
+
+
+def _length_classes(shape: Shape) -> list[tuple[int, int]]:
+  """(sequences, length) of each array of `expand`, longest first."""
+  return [
+    (len(list(same)), length)
+    for length, same in itertools.groupby(shape.sequences)
+  ]
+
+
+def _seats(
+  data: Prepared, row: Row, shape: Shape
+) -> dict[int, tuple[int, int, int]]:
+  """Response -> (class, place in it, offset of its first token in all)."""
+  seats = []
+  offset = 0
+  for group, (count, length) in enumerate(_length_classes(shape)):
+    for place in range(count):
+      seats.append((group, place, offset))
+      offset += length
+  lengths = _lengths(data, row)
+  longest_first = sorted(lengths, key=lambda number: -lengths[number])
+  # The k-th longest sequence of a row always fits the k-th longest seat.
+  return dict(zip(longest_first, seats, strict=False))
+
+
+def _lengths(data: Prepared, row: Row) -> dict[int, int]:
+  """Response -> tokens of its sequence, the prompt included."""
+  return {
+    j: int(data.prompt_lengths[piece.example] + data.response_lengths[j])
+    for piece in row
+    for j in piece.responses
+  }
+
+
+def _pieces(micro: list[Row]) -> Iterator[Piece]:
+  return itertools.chain.from_iterable(micro)
+
+
+def _slot_numbers(micro: list[Row]) -> dict[int, int]:
+  """Response -> slot of the micro-batch."""
+  numbers = (j for piece in _pieces(micro) for j in piece.responses)
+  return {number: slot for slot, number in enumerate(numbers)}
+
+
+def _compared(data: Prepared, micro: list[Row]) -> list[int]:
+  """The comparisons whose two responses are both there."""
+  there = _slot_numbers(micro)
+  return [
+    c
+    for i in sorted({piece.example for piece in _pieces(micro)})
+    for c in range(data.first_comparison[i], data.first_comparison[i + 1])
+    if data.better[c] in there and data.worse[c] in there
+  ]
+
+
+def _slots(packing: Packing, shape: Shape) -> Slots:
+  example_id = np.zeros((shape.micro_batches, shape.slots), np.int32)
+  valid = np.zeros(example_id.shape, bool)
+  for m, micro in enumerate(packing):
+    ids = [p.example for p in _pieces(micro) for _ in p.responses]
+    example_id[m, : len(ids)] = ids
+    valid[m, : len(ids)] = True
+  return Slots(example_id=example_id, valid=valid)
+
+
+def _comparisons(data: Prepared, packing: Packing, shape: Shape) -> Comparisons:
+  size = (shape.micro_batches, shape.comparisons)
+  better, worse = np.zeros(size, np.int32), np.zeros(size, np.int32)
+  valid = np.zeros(size, bool)
+  weight, preference = np.ones(size, np.float32), np.ones(size, np.float32)
+  for m, micro in enumerate(packing):
+    slot_of = _slot_numbers(micro)
+    here = _compared(data, micro)
+    better[m, : len(here)] = [slot_of[int(data.better[c])] for c in here]
+    worse[m, : len(here)] = [slot_of[int(data.worse[c])] for c in here]
+    weight[m, : len(here)] = data.weight[here]
+    preference[m, : len(here)] = data.preference[here]
+    valid[m, : len(here)] = True
+  return Comparisons(
+    better=better,
+    worse=worse,
+    valid=valid,
+    weight=weight,
+    preference=preference,
+  )

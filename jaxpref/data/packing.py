@@ -1,0 +1,144 @@
+"""Packed trees: which row of which micro-batch holds which responses.
+
+Pure integer arithmetic on lengths; the arrays are made in `batch.py`.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Piece(NamedTuple):
+  """A prompt and some of its responses, which share one row."""
+
+  example: int
+  responses: tuple[int, ...]
+  size: int  # tokens of the row it takes
+
+
+Row = list[Piece]
+Packing = list[list[Row]]  # [micro-batch][row] -> pieces
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """The static sizes of a step's arrays."""
+
+  micro_batches: int
+  rows: int  # of one micro-batch, over all devices
+  tokens: int  # of a row
+  # What the longest, the second longest ... sequence of any row may take.
+  sequences: tuple[int, ...]
+  responses: int  # response tokens of a row
+  slots: int  # of a micro-batch
+  comparisons: int  # of a micro-batch
+
+  def join(self, other: "Shape") -> "Shape":
+    """The smallest shape that covers both."""
+    both = itertools.zip_longest(self.sequences, other.sequences, fillvalue=0)
+    sizes = {
+      field.name: max(getattr(self, field.name), getattr(other, field.name))
+      for field in dataclasses.fields(self)
+      if field.name != "sequences"
+    }
+    return Shape(sequences=tuple(max(pair) for pair in both), **sizes)
+
+  def covers(self, other: "Shape") -> bool:
+    """Whether every batch of shape `other` fits into this one."""
+    return self == self.join(other)
+
+
+def split_example(
+  example: int,
+  prompt: int,
+  responses: Sequence[tuple[int, int]],
+  *,
+  row_length: int,
+  share_prompts: bool,
+) -> list[Piece]:
+  """The pieces of an example: one, unless it is too long for a row.
+
+  Args:
+    example: its number.
+    prompt: tokens of its prompt.
+    responses: (number, tokens) of each response.
+    row_length: the most tokens a piece may take.
+    share_prompts: store the prompt once a piece; else once a response.
+  """
+  pieces: list[Piece] = []
+  for number, length in responses:
+    last = pieces[-1] if pieces and share_prompts else None
+    if last and last.size + length <= row_length:
+      joined = (*last.responses, number)
+      pieces[-1] = Piece(example, joined, last.size + length)
+    else:
+      pieces.append(Piece(example, (number,), prompt + length))
+  return pieces
+
+
+def pack(
+  examples: Sequence[Sequence[Piece]],
+  *,
+  micro_batches: int,
+  rows: int,
+  row_length: int,
+) -> Packing | None:
+  """Spreads examples so that the fullest row is as empty as it can be.
+
+  Longest first, each onto the emptiest rows; all pieces of an example go into
+  one micro-batch, where its comparisons are. Returns None if they don't fit.
+  """
+  loads = np.zeros((micro_batches, rows), np.int64)
+  packing: Packing = [[[] for _ in range(rows)] for _ in range(micro_batches)]
+  # A stable sort: the same examples are packed the same way everywhere.
+  order = sorted(examples, key=lambda pieces: -sum(p.size for p in pieces))
+  for pieces in order:
+    for micro in np.argsort(loads.min(axis=1), kind="stable"):
+      trial = loads[micro].copy()
+      placed = []
+      for piece in sorted(pieces, key=lambda piece: -piece.size):
+        row = int(np.argmin(trial))
+        trial[row] += piece.size
+        placed.append((row, piece))
+      if trial.max() <= row_length:
+        loads[micro] = trial
+        for row, piece in placed:
+          packing[micro][row].append(piece)
+        break
+    else:
+      return None
+  return packing
+
+
+def pack_fewest(
+  examples: Sequence[Sequence[Piece]],
+  *,
+  rows: int,
+  row_length: int,
+  at_least: int = 1,
+) -> Packing:
+  """Packs into the fewest micro-batches, but `at_least` so many."""
+  total = sum(piece.size for pieces in examples for piece in pieces)
+  count = max(at_least, -(-total // (rows * row_length)))
+  while True:
+    packing = pack(
+      examples, micro_batches=count, rows=rows, row_length=row_length
+    )
+    if packing is not None:
+      return packing
+    # One micro-batch an example always suffices unless a single one needs
+    # more rows than there are; `Steps` refuses that before.
+    count += 1
+
+
+def round_up(size: int, steps: int) -> int:
+  """`size`, or a little more, so that nearby sizes share a compiled program.
+
+  Rounds to `steps` sizes an octave, each a multiple of 8.
+  """
+  octave = 2 ** max(0, (max(size, 1) - 1).bit_length() - 1)
+  unit = max(8, octave // steps)
+  return -(-max(size, 1) // unit) * unit

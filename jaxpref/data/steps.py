@@ -1,0 +1,164 @@
+"""Step batches as a pure function of (seed, step, lengths).
+
+Which examples a step holds and how they are packed follow from the seed, the
+step and the lengths alone, so the state of the data is one integer, and a
+resumed run goes on with the very next example.
+"""
+
+from collections.abc import Iterator
+import functools
+
+import grain
+import numpy as np
+
+from jaxpref.data import batch
+from jaxpref.data.packing import (
+  Packing,
+  Piece,
+  Shape,
+  pack_fewest,
+  split_example,
+)
+from jaxpref.data.prepared import Prepared
+from jaxpref.errors import UserError
+from jaxpref.types import TextBatch
+
+_PLANNED_STEPS = 512  # looked at before the first, to choose one shape
+
+
+class Steps:
+  """The batches of a run, by step number (from 0)."""
+
+  def __init__(
+    self,
+    data: Prepared,
+    *,
+    batch_size: int,
+    rows: int,
+    row_length: int,
+    share_prompts: bool = True,
+    shuffle: bool = False,
+    seed: int = 0,
+    compare: bool = True,
+    num_steps: int = 0,
+  ):
+    """Looks ahead at the lengths and settles the shape of the arrays.
+
+    Args:
+      data: the tokenised examples.
+      batch_size: prompts a step.
+      rows: rows of one micro-batch, over all devices.
+      row_length: the most tokens of a row.
+      share_prompts: store each prompt once, not once a response.
+      shuffle: a new order each epoch; else the order of the file.
+      seed: of the order.
+      compare: keep both sides of comparisons; else leave out the responses
+        that are worse than another (supervised fine-tuning).
+      num_steps: how many steps the run has; 0 = one epoch.
+
+    Raises UserError if there is nothing to compare, or rows are too short.
+    """
+    self.data, self.batch_size, self.rows = data, batch_size, rows
+    self.row_length, self.share_prompts = row_length, share_prompts
+    self.shuffle, self.seed = shuffle, seed
+    self.ref_token_logp: np.ndarray | None = None  # see `batch.make_batch`
+    self.steps_per_epoch = -(-len(data.prompt_lengths) // batch_size)
+    self.num_steps = num_steps or self.steps_per_epoch
+    self._kept = np.ones(len(data.response_lengths), bool)
+    if not compare:
+      self._kept[data.worse] = False
+    elif not len(data.better):
+      raise UserError(
+        "The data hold no comparisons (rows with `chosen` and `rejected`), "
+        "which this loss needs. Give other data in config.data.path, or train "
+        "on the responses alone with config.loss.name=sft."
+      )
+    self._check_rows()
+    self._order = functools.lru_cache(maxsize=2)(self._permutation)
+    self.shape = self._plan(min(self.num_steps, _PLANNED_STEPS))
+
+  def __len__(self) -> int:
+    return self.num_steps
+
+  def __getitem__(self, step: int) -> TextBatch:
+    """The arrays of a step, on the host."""
+    packing, shape = self.packing(step)
+    return batch.make_batch(self.data, packing, shape, self.ref_token_logp)
+
+  def examples(self, step: int) -> np.ndarray:
+    """The numbers of the examples of a step; fewer in an epoch's last one."""
+    epoch, step = divmod(step, self.steps_per_epoch)
+    here = slice(step * self.batch_size, (step + 1) * self.batch_size)
+    return self._order(epoch)[here]
+
+  def packing(self, step: int) -> tuple[Packing, Shape]:
+    """What goes where in a step, and the shape of its arrays."""
+    packing = self._pack(step, self.shape.micro_batches)
+    need = batch.needed_shape(self.data, packing)
+    # A step that the plan did not foresee gets a shape of its own.
+    return packing, self.shape.join(need)
+
+  def loader(self, start: int, stop: int) -> Iterator[TextBatch]:
+    """Batches of the steps start ... stop - 1, made ahead by grain."""
+    steps = grain.MapDataset.range(start, stop).map(self.__getitem__)
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    return iter(steps.to_iter_dataset(options))
+
+  def _check_rows(self) -> None:
+    prompts = np.repeat(
+      self.data.prompt_lengths, np.diff(self.data.first_response)
+    )
+    longest = int(np.max(prompts + self.data.response_lengths))
+    if longest > self.row_length:
+      raise UserError(
+        f"config.data.row_length is {self.row_length}, and the longest prompt "
+        f"with one response has {longest} tokens. Set it to at least that, or "
+        "lower config.data.max_length."
+      )
+    most = max(
+      len(self._pieces(i)) for i in range(len(self.data.prompt_lengths))
+    )
+    # Rows hold at least one piece each, so this always suffices.
+    if most > self.rows:
+      raise UserError(
+        f"An example needs {most} rows of config.data.row_length="
+        f"{self.row_length} tokens in one micro-batch, which has {self.rows}. "
+        "Raise config.data.row_length or config.data.rows_per_device."
+      )
+
+  def _permutation(self, epoch: int) -> np.ndarray:
+    count = len(self.data.prompt_lengths)
+    if not self.shuffle:
+      return np.arange(count)
+    return np.random.default_rng([self.seed, epoch]).permutation(count)
+
+  def _plan(self, count: int) -> Shape:
+    """One shape for the first `count` steps."""
+    fewest = max(len(self._pack(step)) for step in range(count))
+    needs = (
+      batch.needed_shape(self.data, self._pack(step, fewest))
+      for step in range(count)
+    )
+    return functools.reduce(Shape.join, needs)
+
+  def _pack(self, step: int, at_least: int = 1) -> Packing:
+    return pack_fewest(
+      [self._pieces(int(i)) for i in self.examples(step)],
+      rows=self.rows,
+      row_length=self.row_length,
+      at_least=at_least,
+    )
+
+  def _pieces(self, example: int) -> list[Piece]:
+    first, last = self.data.first_response[example : example + 2]
+    return split_example(
+      example,
+      int(self.data.prompt_lengths[example]),
+      [
+        (j, int(self.data.response_lengths[j]))
+        for j in range(first, last)
+        if self._kept[j]
+      ],
+      row_length=self.row_length,
+      share_prompts=self.share_prompts,
+    )

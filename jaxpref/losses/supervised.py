@@ -1,0 +1,21 @@
+"""Likelihood losses, which need no comparison."""
+
+from jaxtyping import Array, Float32
+
+from jaxpref.types import checked
+
+
+@checked
+def sft(
+  token_logp: Float32[Array, "*tokens"],
+) -> Float32[Array, "*tokens"]:
+  """Negative log-likelihood of each response token (supervised fine-tuning).
+
+      loss = -log π(y_t | x, y_<t)
+
+  Args:
+    token_logp: log-probability of each response token, in nats.
+
+  Returns: one loss per token; its mean over tokens is the cross-entropy.
+  """
+  return -token_logp
