@@ -1,0 +1,65 @@
+# Everything runs in .venv, which is made on first use from constraints.txt.
+#   make quickstart   train a small model, change what it prefers, show it
+#   make test         format, lint, imports, types and the fast tests
+#   make certify      the long checks: whole runs against their references
+#   make format       format and sort imports
+#   make clean        remove caches and build outputs (not .venv, not runs/)
+
+PYTHON ?= python3
+# Test processes. Each holds up to about 2 GB.
+JOBS ?= 2
+WORKDIR ?= runs/quickstart
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+# Nothing here downloads a model or a data set.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: quickstart test check certify format clean
+.DELETE_ON_ERROR:
+
+quickstart: .venv/installed
+	$(BIN)/python -m jaxpref.launch --config=configs/quickstart.py \
+	  --workdir=$(WORKDIR)
+
+test: check
+	$(BIN)/python -m pytest -n $(JOBS) --durations=8
+
+check: .venv/installed-test
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+
+certify: .venv/installed-test
+	$(BIN)/python -m pytest -m certify
+
+format: .venv/installed-test
+	$(BIN)/ruff check --fix --select I --quiet .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info
+	find configs jaxpref tests -name __pycache__ -type d -prune \
+	  -exec rm -rf {} +
+
+.venv/installed: .venv/created pyproject.toml constraints.txt
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-test: .venv/created pyproject.toml constraints.txt
+	$(PIP) install --quiet -c constraints.txt -e '.[test]'
+	@touch $@ .venv/installed
+
+.venv/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "jaxpref needs Python 3.11 or newer, and $(PYTHON) is" \
+	    "$$($(PYTHON) --version 2>&1): name another, as in" \
+	    "'make PYTHON=python3.12 $(firstword $(MAKECMDGOALS))'." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments: it lacks the" \
+	    "module venv or ensurepip. On Debian and Ubuntu: apt install" \
+	    "python3-venv." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
