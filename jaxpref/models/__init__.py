@@ -1,0 +1,1 @@
+"""Model ports, and their weights in Hugging Face folders."""

@@ -1,0 +1,181 @@
+"""Layers that every port is built of; each parameter names its axes.
+
+Parameters are held in `param_dtype` and used in `dtype`; means, softmax and
+logits are float32. Initial weights are normal with std 1/sqrt(fan_in).
+"""
+
+from collections.abc import Callable, Sequence
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Int32
+
+Init = Callable[[jax.Array, Sequence[int], DTypeLike], jax.Array]
+
+
+def normal(std: float) -> Init:
+  """Draws in float32, so that a narrower dtype rounds the same numbers."""
+
+  def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
+    return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+  return init
+
+
+def ones(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
+  del key
+  return jnp.ones(shape, dtype)
+
+
+def zeros(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
+  del key
+  return jnp.zeros(shape, dtype)
+
+
+def param(
+  rngs: nnx.Rngs,
+  shape: Sequence[int],
+  axes: Sequence[str],
+  init: Init,
+  dtype: DTypeLike,
+) -> nnx.Param:
+  """A parameter whose dimensions have the logical `axes`."""
+  if len(shape) != len(axes):
+    raise ValueError(f"shape {shape} and axes {axes} differ in length")
+  return nnx.Param(init(rngs.params(), shape, dtype), axes=tuple(axes))
+
+
+class Linear(nnx.Module):
+  """y = x kernel + bias over the last `len(inputs)` dimensions of x.
+
+  `inputs` and `outputs` are dicts from logical axis to size, so that a
+  projection to heads keeps them apart: {"embed": D} -> {"heads": H,
+  "head_dim": D/H} has a kernel [D, H, D/H].
+  """
+
+  def __init__(
+    self,
+    inputs: dict[str, int],
+    outputs: dict[str, int],
+    *,
+    use_bias: bool,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+  ):
+    both = (*inputs.items(), *outputs.items())
+    axes, shape = zip(*both, strict=True)
+    init = normal(1.0 / math.sqrt(math.prod(inputs.values())))
+    self.kernel = param(rngs, shape, axes, init, param_dtype)
+    shape, axes = tuple(outputs.values()), tuple(outputs)
+    # Assigned once: NNX decides then whether an attribute holds arrays.
+    self.bias = (
+      param(rngs, shape, axes, zeros, param_dtype) if use_bias else None
+    )
+    self.num_inputs = len(inputs)
+    self.dtype = jnp.dtype(dtype)
+
+  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    kernel = self.kernel[...].astype(self.dtype)
+    y = jnp.tensordot(x.astype(self.dtype), kernel, axes=self.num_inputs)
+    return y if self.bias is None else y + _lift(self.bias, y)
+
+
+class RMSNorm(nnx.Module):
+  """x / sqrt(mean(x^2) + eps) in float32, rounded, then times the scale.
+
+  Llama rounds to the compute dtype before the scale (Gemma does after).
+  """
+
+  def __init__(
+    self,
+    size: int,
+    *,
+    eps: float,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+  ):
+    self.scale = param(rngs, (size,), ("norm",), ones, param_dtype)
+    self.eps = eps
+    self.dtype = jnp.dtype(dtype)
+
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
+    x = x.astype(self.dtype)
+    return x * _lift(self.scale, x)
+
+
+class Embed(nnx.Module):
+  """A table of vectors, one a token id."""
+
+  def __init__(
+    self,
+    num: int,
+    size: int,
+    *,
+    std: float,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+  ):
+    axes = ("vocab", "vocab_embed")
+    self.table = param(rngs, (num, size), axes, normal(std), param_dtype)
+    self.dtype = jnp.dtype(dtype)
+
+  def __call__(self, ids: Int32[Array, "..."]) -> Float[Array, "... D"]:
+    return jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
+
+
+def stack_layers(
+  make: Callable[..., nnx.Module], num_layers: int, rngs: nnx.Rngs
+) -> nnx.Module:
+  """Builds `num_layers` copies of `make(rngs=...)`, stacked on axis 0."""
+  keys = jax.random.split(rngs.params(), num_layers)
+  stack = jax.vmap(lambda key: make(rngs=nnx.Rngs(params=key)))(keys)
+  for _, leaf in nnx.iter_graph(stack):
+    if isinstance(leaf, nnx.Variable):
+      leaf.set_metadata(axes=("layers", *leaf.get_metadata()["axes"]))
+  return stack
+
+
+def scan_layers(
+  stack: nnx.Module,
+  call: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
+  x: jax.Array,
+  per_layer: Any = None,
+  *,
+  remat: str = "nothing_saveable",
+) -> tuple[jax.Array, Any]:
+  """Runs a stack in order: (x, out) = call(layer, x, item).
+
+  Args:
+    stack: layers of `stack_layers`.
+    call: one layer; what it closes over is the same for all of them.
+    x: the residual stream.
+    per_layer: a pytree (cache, adapters) with the layer axis first; `item` is
+      a layer's slice of it.
+    remat: name of a jax.checkpoint policy; '' keeps all activations.
+
+  Returns: x after the last layer, and the outs stacked on axis 0.
+  """
+  graphdef, params = nnx.split(stack)
+
+  def body(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
+    layer_params, item = xs
+    return call(nnx.merge(graphdef, layer_params), x, item)
+
+  if remat:
+    policy = getattr(jax.checkpoint_policies, remat)
+    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+  return jax.lax.scan(body, x, (params, per_layer))
+
+
+def _lift(weight: nnx.Param, y: jax.Array) -> jax.Array:
+  # Explicit, since tests let rank promotion raise.
+  weight = weight[...].astype(y.dtype)
+  return weight.reshape((1,) * (y.ndim - weight.ndim) + weight.shape)

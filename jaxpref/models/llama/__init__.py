@@ -1,0 +1,1 @@
+"""The Llama family: Llama 2 and 3.x."""
