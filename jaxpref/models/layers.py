@@ -1,12 +1,12 @@
 """Layers that every port is built of; each parameter names its axes.
 
-Parameters are held in `param_dtype` and used in `dtype`; means, softmax and
+Parameters are held in `dtypes.params` and used in `dtypes.compute`; means, softmax and
 logits are float32. Initial weights are normal with std 1/sqrt(fan_in).
 """
 
 from collections.abc import Callable, Sequence
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -14,6 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int32
 
 Init = Callable[[jax.Array, Sequence[int], DTypeLike], jax.Array]
+
+
+class Dtypes(NamedTuple):
+  compute: jnp.dtype
+  params: jnp.dtype
 
 
 def normal(std: float) -> Init:
@@ -63,20 +68,19 @@ class Linear(nnx.Module):
     *,
     use_bias: bool,
     rngs: nnx.Rngs,
-    dtype: DTypeLike,
-    param_dtype: DTypeLike,
+    dtypes: Dtypes,
   ):
     both = (*inputs.items(), *outputs.items())
     axes, shape = zip(*both, strict=True)
     init = normal(1.0 / math.sqrt(math.prod(inputs.values())))
-    self.kernel = param(rngs, shape, axes, init, param_dtype)
+    self.kernel = param(rngs, shape, axes, init, dtypes.params)
     shape, axes = tuple(outputs.values()), tuple(outputs)
     # Assigned once: NNX decides then whether an attribute holds arrays.
     self.bias = (
-      param(rngs, shape, axes, zeros, param_dtype) if use_bias else None
+      param(rngs, shape, axes, zeros, dtypes.params) if use_bias else None
     )
     self.num_inputs = len(inputs)
-    self.dtype = jnp.dtype(dtype)
+    self.dtype = dtypes.compute
 
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
     kernel = self.kernel[...].astype(self.dtype)
@@ -96,12 +100,11 @@ class RMSNorm(nnx.Module):
     *,
     eps: float,
     rngs: nnx.Rngs,
-    dtype: DTypeLike,
-    param_dtype: DTypeLike,
+    dtypes: Dtypes,
   ):
-    self.scale = param(rngs, (size,), ("norm",), ones, param_dtype)
+    self.scale = param(rngs, (size,), ("norm",), ones, dtypes.params)
     self.eps = eps
-    self.dtype = jnp.dtype(dtype)
+    self.dtype = dtypes.compute
 
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     x = x.astype(jnp.float32)
@@ -120,12 +123,11 @@ class Embed(nnx.Module):
     *,
     std: float,
     rngs: nnx.Rngs,
-    dtype: DTypeLike,
-    param_dtype: DTypeLike,
+    dtypes: Dtypes,
   ):
     axes = ("vocab", "vocab_embed")
-    self.table = param(rngs, (num, size), axes, normal(std), param_dtype)
-    self.dtype = jnp.dtype(dtype)
+    self.table = param(rngs, (num, size), axes, normal(std), dtypes.params)
+    self.dtype = dtypes.compute
 
   def __call__(self, ids: Int32[Array, "..."]) -> Float[Array, "... D"]:
     return jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
@@ -177,5 +179,5 @@ def scan_layers(
 
 def _lift(weight: nnx.Param, y: jax.Array) -> jax.Array:
   # Explicit, since tests let rank promotion raise.
-  weight = weight[...].astype(y.dtype)
-  return weight.reshape((1,) * (y.ndim - weight.ndim) + weight.shape)
+  array = weight[...].astype(y.dtype)
+  return array.reshape((1,) * (y.ndim - array.ndim) + array.shape)

@@ -29,7 +29,7 @@ class LlamaConfig:
   attention_bias: bool = False
   mlp_bias: bool = False
   initializer_range: float = 0.02  # std of random embeddings
-  rope_parameters: Rope = Rope()
+  rope_parameters: Rope = dataclasses.field(default_factory=Rope)
   # Not read by the model: sampling stops at these, and exports carry them.
   bos_token_id: int | None = None
   eos_token_id: int | tuple[int, ...] | None = None

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Float32, Int32
 
 from jaxpref.models.layers import (
+  Dtypes,
   Embed,
   Linear,
   RMSNorm,
@@ -51,18 +52,18 @@ class Llama(nnx.Module):
     param_dtype: DTypeLike,
     remat: str,
   ):
-    dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+    dtypes = Dtypes(jnp.dtype(dtype), jnp.dtype(param_dtype))
     D, V = config.hidden_size, config.vocab_size
     std = config.initializer_range
-    self.embed = Embed(V, D, std=std, rngs=rngs, **dtypes)
-    block = functools.partial(Block, config, **dtypes)
+    self.embed = Embed(V, D, std=std, rngs=rngs, dtypes=dtypes)
+    block = functools.partial(Block, config, dtypes=dtypes)
     self.layers = stack_layers(block, config.num_hidden_layers, rngs)
-    self.norm = RMSNorm(D, eps=config.rms_norm_eps, rngs=rngs, **dtypes)
-    make = functools.partial(Linear, use_bias=False, rngs=rngs, **dtypes)
+    self.norm = RMSNorm(D, eps=config.rms_norm_eps, rngs=rngs, dtypes=dtypes)
+    make = functools.partial(Linear, use_bias=False, rngs=rngs, dtypes=dtypes)
     tied = config.tie_word_embeddings
     self.head = None if tied else make({"embed": D}, {"vocab": V})
     self.config = config
-    self.dtype = jnp.dtype(dtype)
+    self.dtype = dtypes.compute
     self.remat = remat
 
   def __call__(
@@ -109,12 +110,12 @@ class Llama(nnx.Module):
 class Block(nnx.Module):
   """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, **dtypes: Any):
+  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtypes: Dtypes):
     D, eps = config.hidden_size, config.rms_norm_eps
-    self.attention_norm = RMSNorm(D, eps=eps, rngs=rngs, **dtypes)
-    self.attention = Attention(config, rngs=rngs, **dtypes)
-    self.mlp_norm = RMSNorm(D, eps=eps, rngs=rngs, **dtypes)
-    self.mlp = Mlp(config, rngs=rngs, **dtypes)
+    self.attention_norm = RMSNorm(D, eps=eps, rngs=rngs, dtypes=dtypes)
+    self.attention = Attention(config, rngs=rngs, dtypes=dtypes)
+    self.mlp_norm = RMSNorm(D, eps=eps, rngs=rngs, dtypes=dtypes)
+    self.mlp = Mlp(config, rngs=rngs, dtypes=dtypes)
 
   def __call__(
     self,
@@ -133,13 +134,13 @@ class Block(nnx.Module):
 class Attention(nnx.Module):
   """Projections and RoPE around the caller's `attend`."""
 
-  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, **dtypes: Any):
+  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtypes: Dtypes):
     embed = {"embed": config.hidden_size}
     head_dim = {"head_dim": config.head_dim}
     heads = {"heads": config.num_attention_heads, **head_dim}
     kv_heads = {"kv_heads": config.num_key_value_heads, **head_dim}
     make = functools.partial(
-      Linear, use_bias=config.attention_bias, rngs=rngs, **dtypes
+      Linear, use_bias=config.attention_bias, rngs=rngs, dtypes=dtypes
     )
     self.q = make(embed, heads)
     self.k = make(embed, kv_heads)
@@ -162,13 +163,13 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
   """down(act(gate(x)) * up(x))."""
 
-  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, **dtypes: Any):
+  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtypes: Dtypes):
     embed, mlp = (
       {"embed": config.hidden_size},
       {"mlp": config.intermediate_size},
     )
     make = functools.partial(
-      Linear, use_bias=config.mlp_bias, rngs=rngs, **dtypes
+      Linear, use_bias=config.mlp_bias, rngs=rngs, dtypes=dtypes
     )
     self.gate = make(embed, mlp)
     self.up = make(embed, mlp)
