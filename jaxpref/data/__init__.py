@@ -1,0 +1,4 @@
+"""From files to step batches: readers, formats, text, prepared caches.
+
+numpy only; nothing here is compiled.
+"""
