@@ -1,0 +1,183 @@
+"""Writes one prepared folder: read, refuse, tokenise, store."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jaxpref import config
+from jaxpref.data import formats, read, text, tokenizer
+from jaxpref.data.arrays import ArrayWriter
+from jaxpref.data.cache import ARRAYS, MANIFEST, REJECTED
+from jaxpref.data.read import Refusal
+from jaxpref.types import Record
+
+_BATCH = 512  # rows tokenised at a time
+
+
+def write_folder(
+  folder: pathlib.Path,
+  files: list[pathlib.Path],
+  data: config.Data,
+  tokenizer_folder: str,
+  path: str,
+  depends: Mapping[str, Any],
+) -> None:
+  rules = tokenizer.Rules(tokenizer.load(tokenizer_folder))
+  names = {file.name: number for number, file in enumerate(files)}
+  tally, table = _Tally(), _Table(folder, names)
+  try:
+    with open(folder / REJECTED, "w") as rejected:
+      for record, tokens in _tokenized(files, data, rules, tally, rejected):
+        table.append(record, tokens)
+    fingerprint, counts = table.close()
+  finally:
+    table.abandon()
+  manifest = {
+    "path": path,
+    "files": list(names),
+    "formats": formats.explain(tally.formats),
+    "fingerprint": fingerprint,
+    "stats": tally.stats() | counts,
+    "depends": depends,
+  }
+  (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _tokenized(
+  files: list[pathlib.Path],
+  data: config.Data,
+  rules: tokenizer.Rules,
+  tally: "_Tally",
+  rejected: Any,
+) -> Iterator[tuple[Record, text.Tokens]]:
+  def refuse(refusal: Refusal) -> None:
+    tally.refused[refusal.kind] += 1
+    rejected.write(json.dumps(refusal._asdict()) + "\n")
+
+  rows = iter(read.read_rows(files))
+  while batch := list(itertools.islice(rows, _BATCH)):
+    places, records = [], []
+    for row in batch:
+      tally.rows += 1
+      try:
+        record = _parse(row, data.format, tally)
+      except formats.Refused as error:
+        refuse(Refusal(row.file, row.number, error.kind, str(error)))
+        continue
+      if isinstance(record, Refusal):
+        refuse(record)
+        continue
+      places.append(row)
+      records.append(record)
+    outcomes = text.tokenize(records, rules, data, tally.counts)
+    for row, record, outcome in zip(places, records, outcomes, strict=True):
+      if isinstance(outcome, text.Tokens):
+        yield record, outcome
+      elif outcome.refused:
+        reason = ": ".join(filter(None, (outcome.kind, outcome.detail)))
+        refuse(Refusal(row.file, row.number, outcome.kind, reason))
+      else:
+        tally.dropped[outcome.kind] += 1
+
+
+def _parse(
+  row: read.Row | Refusal, name: str, tally: "_Tally"
+) -> Record | Refusal:
+  if isinstance(row, Refusal):
+    return row
+  name = formats.detect(row.values) if name == "auto" else name
+  tally.formats[name] += 1
+  return formats.to_record(row, name)
+
+
+@dataclasses.dataclass
+class _Tally:
+  """What became of the rows."""
+
+  rows: int = 0
+  formats: Counter[str] = dataclasses.field(default_factory=Counter)
+  refused: Counter[str] = dataclasses.field(default_factory=Counter)
+  dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+  counts: text.Counts = dataclasses.field(default_factory=text.Counts)
+
+  def stats(self) -> dict[str, Any]:
+    return {
+      "rows": self.rows,
+      "read": self.rows - sum(self.refused.values()),
+      "refused": dict(self.refused),
+      "dropped": dict(self.dropped),
+      **{name: self.counts.events[name] for name in text.EVENTS},
+      "lengths": _quantiles(self.counts.lengths),
+    }
+
+
+def _quantiles(lengths: list[int]) -> dict[str, int]:
+  at = {"min": 0.0, "median": 0.5, "p90": 0.9, "max": 1.0}
+  values = np.quantile(lengths or [0], list(at.values()), method="nearest")
+  return {name: int(v) for name, v in zip(at, values, strict=True)}
+
+
+class _Table:
+  """Collects the arrays of a preparation; tokens go to the file at once."""
+
+  def __init__(self, folder: pathlib.Path, files: Mapping[str, int]):
+    self._files = files
+    self._writer = ArrayWriter(folder / ARRAYS, "tokens")
+    self._digest = hashlib.sha256()
+    self._columns: dict[str, list[Any]] = {name: [] for name in _INT + _FLOAT}
+    for name in ("first_response", "first_comparison"):
+      self._columns[name].append(0)
+
+  def append(self, record: Record, tokens: text.Tokens) -> None:
+    columns = self._columns
+    for part in (tokens.prompt, *tokens.responses):
+      self._digest.update(self._writer.append(part))
+    file, _, row = record.id.rpartition(":")
+    columns["file"].append(self._files[file])
+    columns["row"].append(int(row))
+    columns["prompt_lengths"].append(len(tokens.prompt))
+    first = len(columns["response_lengths"])
+    columns["response_lengths"] += map(len, tokens.responses)
+    columns["first_response"].append(len(columns["response_lengths"]))
+    for comparison in record.comparisons:
+      columns["better"].append(first + comparison.better)
+      columns["worse"].append(first + comparison.worse)
+      columns["preference"].append(comparison.preference)
+      columns["weight"].append(comparison.weight)
+    columns["first_comparison"].append(len(columns["better"]))
+
+  def close(self) -> tuple[str, dict[str, int]]:
+    """Completes the file; returns the fingerprint and what it holds."""
+    arrays = {name: np.array(self._columns[name], np.int32) for name in _INT}
+    for name in _FLOAT:
+      arrays[name] = np.array(self._columns[name], np.float32)
+    for name in ("prompt_lengths", "response_lengths", "first_response"):
+      self._digest.update(arrays[name].tobytes())
+    self._writer.close(arrays)
+    prompts = arrays["prompt_lengths"].sum(dtype=np.int64)
+    responses = arrays["response_lengths"].sum(dtype=np.int64)
+    return self._digest.hexdigest(), {
+      "examples": len(arrays["prompt_lengths"]),
+      "responses": len(arrays["response_lengths"]),
+      "comparisons": len(arrays["better"]),
+      "tokens": int(prompts + responses),
+      "prompt_tokens": int(prompts),
+      "response_tokens": int(responses),
+    }
+
+  def abandon(self) -> None:
+    self._writer.abandon()
+
+
+_INT = (
+  "prompt_lengths", "response_lengths", "first_response", "better", "worse",
+  "first_comparison", "file", "row",
+)  # fmt: skip
+_FLOAT = ("preference", "weight")

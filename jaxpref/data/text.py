@@ -1,0 +1,252 @@
+"""Records to tokens, by character offsets in the text as the model sees it.
+
+The rules, which the summary of a preparation counts:
+- Text rows: prompt and response are one text; what the tokenizer puts before
+  a text by its own rule (BOS) stands once, at the start of the prompt; EOS
+  ends every response that was not cut. Chat rows: all comes from the template.
+- A response's tokens are those whose characters belong to it. Where a token
+  spans the boundary, prompt and responses of the record are tokenised apart
+  (`boundary_split`), so that all its responses share the prompt's tokens.
+- `max_length` holds a prompt and one response with BOS and EOS. Longer ones:
+  truncate = 'drop' drops the example; 'keep_start' cuts the response at its
+  end; 'keep_end' cuts the prompt at its start, BOS kept, and only a response
+  that is too long by itself at its end.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+from jaxpref import config
+from jaxpref.data.tokenizer import Rules, boundary
+from jaxpref.errors import UserError
+from jaxpref.types import Record
+
+
+class Tokens(NamedTuple):
+  """The tokens of a record: its prompt once, and each of its responses."""
+
+  prompt: list[int]
+  responses: list[list[int]]
+
+
+class Unused(NamedTuple):
+  """Why a record yields no tokens: refused for its content, or dropped."""
+
+  refused: bool
+  kind: str
+  detail: str = ""
+
+
+EVENTS = (
+  "boundary_split", "prompts_cut", "responses_cut", "responses_without_end",
+  "eos_inside",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Counts:
+  """What happened to the records, and how long they were before any cut."""
+
+  events: Counter[str] = dataclasses.field(default_factory=Counter)
+  lengths: list[int] = dataclasses.field(default_factory=list)
+
+
+def tokenize(
+  records: Sequence[Record], rules: Rules, limits: config.Data, counts: Counts
+) -> Iterator[Tokens | Unused]:
+  """The tokens of each record in order, or why it has none.
+
+  Encodes all records in one batch: pass some hundreds at a time.
+
+  Args:
+    records: prompts with their responses, texts or chat messages.
+    rules: of the tokenizer.
+    limits: `max_length`, `max_prompt_length` and `truncate` are read.
+    counts: what happens is added to it.
+
+  Raises UserError for chat messages and a tokenizer without chat template.
+  """
+  rendered = [_render(record, rules) for record in records]
+  told = _encode([each for each in rendered if isinstance(each, _Text)], rules)
+  tokens = iter(told)
+  for record, text in zip(records, rendered, strict=True):
+    if isinstance(text, Unused):
+      yield text
+      continue
+    prompt, responses, split = next(tokens)
+    counts.events["boundary_split"] += split
+    yield _finish(record, text, prompt, responses, rules, limits, counts)
+
+
+class _Text(NamedTuple):
+  prompt: str
+  responses: list[str]
+  chat: bool
+
+
+def _render(record: Record, rules: Rules) -> _Text | Unused:
+  contents = [response.content for response in record.responses]
+  if all(isinstance(each, str) for each in (record.prompt, *contents)):
+    return _Text(record.prompt, contents, chat=False)
+  try:
+    return _render_chat(record.prompt, contents, rules)
+  except UserError:
+    raise
+  except Exception as error:  # whatever a template raises: jinja2's and others
+    detail = f"{type(error).__name__}: {error}"
+    return Unused(True, "the chat template refuses the messages", detail)
+
+
+def _render_chat(
+  prompt: Any, contents: list[Any], rules: Rules
+) -> _Text | Unused:
+  template = rules.tokenizer.apply_chat_template
+  if not rules.tokenizer.chat_template:
+    raise UserError(
+      f"The data holds chat messages, and the tokenizer of "
+      f"{rules.tokenizer.name_or_path} has no chat template to write them as "
+      "text. Set model.tokenizer to a folder whose tokenizer has one "
+      "(chat_template.jinja), or give prompt, chosen and rejected as texts."
+    )
+  start = ""
+  if prompt:
+    start = template(prompt, tokenize=False, add_generation_prompt=True)
+  responses = []
+  for content in contents:
+    whole = template([*prompt, *content], tokenize=False)
+    if not whole.startswith(start):
+      return Unused(
+        True,
+        "the chat template rewrites the prompt",
+        "the conversation does not begin with the prompt as it is given to "
+        "the model for generation, so its response cannot be told apart",
+      )
+    responses.append(whole[len(start) :])
+  return _Text(start, responses, chat=True)
+
+
+def _encode(
+  texts: list[_Text], rules: Rules
+) -> list[tuple[list[int], list[list[int]], bool]]:
+  """For each text: prompt tokens, response tokens, whether split apart."""
+  whole = rules.encode([t.prompt + each for t in texts for each in t.responses])
+  encodings = iter(whole)
+  found: list[Any] = []
+  for text in texts:
+    mine = [next(encodings) for _ in text.responses]
+    ends = [boundary(encoding, len(text.prompt)) for encoding in mine]
+    ids = [encoding.ids for encoding in mine]
+    prompts = [each[:end] for each, end in zip(ids, ends, strict=True)]
+    if None in ends or any(prompt != prompts[0] for prompt in prompts):
+      found.append(None)
+    else:
+      parts = [each[end:] for each, end in zip(ids, ends, strict=True)]
+      found.append((prompts[0], parts, False))
+  apart = [t for t, each in zip(texts, found, strict=True) if each is None]
+  prompts = iter(rules.encode([text.prompt for text in apart]))
+  parts = iter(rules.encode_apart([r for t in apart for r in t.responses]))
+  for i, text in enumerate(texts):
+    if found[i] is None:
+      responses = [next(parts) for _ in text.responses]
+      found[i] = (next(prompts).ids, responses, True)
+  return found
+
+
+def _finish(
+  record: Record,
+  text: _Text,
+  prompt: list[int],
+  responses: list[list[int]],
+  rules: Rules,
+  limits: config.Data,
+  counts: Counts,
+) -> Tokens | Unused:
+  """Adds BOS and EOS, applies the limits."""
+  if not prompt and not text.chat:  # a text that brings its own BOS
+    count = len(rules.prefix)
+    same = [each[:count] == rules.prefix for each in responses]
+    responses = responses if not all(same) else [r[count:] for r in responses]
+  prompt, kept = _start(text, prompt, rules)
+  if not prompt:
+    return Unused(
+      True,
+      "empty prompt without BOS",
+      "the first token of a response needs a token before it, and the "
+      "tokenizer has no BOS token",
+    )
+  if not all(responses):
+    return Unused(True, "empty response", "a response has no token")
+  responses = _end(text, responses, rules, counts)
+  counts.lengths.append(len(prompt) + max(map(len, responses)))
+  tokens = _limit(Tokens(prompt, responses), kept, limits, counts)
+  if isinstance(tokens, Unused):
+    return tokens
+  for better, worse, *_ in record.comparisons:
+    if tokens.responses[better] == tokens.responses[worse]:
+      return Unused(False, "responses of the same tokens")
+  return tokens
+
+
+def _start(
+  text: _Text, prompt: list[int], rules: Rules
+) -> tuple[list[int], int]:
+  """The prompt with BOS once, and how many first tokens no cut removes."""
+  bos = rules.tokenizer.bos_token_id
+  prefix = rules.prefix
+  if not text.chat:
+    if not prompt and not prefix and bos is not None:
+      prefix = [bos]
+    if prompt[: len(prefix)] != prefix:  # the text may bring its own
+      prompt = prefix + prompt
+    return prompt, len(prefix)
+  if prompt[:2] == [bos, bos]:
+    prompt = prompt[1:]  # the template and the message both wrote one
+  return prompt, int(prompt[:1] == [bos])
+
+
+def _end(
+  text: _Text, responses: list[list[int]], rules: Rules, counts: Counts
+) -> list[list[int]]:
+  eos = rules.tokenizer.eos_token_id
+  if text.chat:
+    ends = [not rules.ending.isdisjoint(each) for each in responses]
+    counts.events["responses_without_end"] += ends.count(False)
+    return responses
+  if eos is None:
+    counts.events["responses_without_end"] += len(responses)
+    return responses
+  counts.events["eos_inside"] += sum(eos in each[:-1] for each in responses)
+  return [each if each[-1] == eos else [*each, eos] for each in responses]
+
+
+def _limit(
+  tokens: Tokens, kept: int, limits: config.Data, counts: Counts
+) -> Tokens | Unused:
+  prompt, responses = tokens
+  longest = max(map(len, responses))
+  long_prompt = 0 < limits.max_prompt_length < len(prompt)
+  if not long_prompt and len(prompt) + longest <= limits.max_length:
+    return tokens
+  if limits.truncate == "keep_end":
+    room = max(limits.max_length - longest, kept, 1)
+    if limits.max_prompt_length:
+      room = min(room, limits.max_prompt_length)
+    if room < len(prompt):
+      counts.events["prompts_cut"] += 1
+      prompt = _cut_start(prompt, kept, room)
+  elif long_prompt:
+    return Unused(False, "prompt longer than max_prompt_length")
+  elif limits.truncate == "drop":
+    return Unused(False, "longer than max_length")
+  room = limits.max_length - len(prompt)
+  if room <= 0:
+    return Unused(False, "no room for a response")
+  counts.events["responses_cut"] += sum(len(r) > room for r in responses)
+  return Tokens(prompt, [each[:room] for each in responses])
+
+
+def _cut_start(prompt: list[int], kept: int, room: int) -> list[int]:
+  rest = room - kept
+  return prompt[:room] if rest <= 0 else prompt[:kept] + prompt[-rest:]
