@@ -1,7 +1,8 @@
 """Layers that every port is built of; each parameter names its axes.
 
-Parameters are held in `dtypes.params` and used in `dtypes.compute`; means, softmax and
-logits are float32. Initial weights are normal with std 1/sqrt(fan_in).
+Parameters are held in `dtypes.params` and used in `dtypes.compute`; means,
+softmax and logits are float32. Initial weights are normal with std
+1/sqrt(fan_in).
 """
 
 from collections.abc import Callable, Sequence

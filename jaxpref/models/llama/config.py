@@ -194,23 +194,24 @@ def _rope(
   if rope.get("partial_rotary_factor") == 1.0:
     unknown.discard("partial_rotary_factor")
   if missing or unknown:
-    fields = ", ".join(("rope_type", "rope_theta", *ROPE_FIELDS[kind]))
+    names = ", ".join(("rope_type", "rope_theta", *ROPE_FIELDS[kind]))
     raise UserError(
       f"{source}: {key} is {dict(given[key])}; the type {kind!r} has exactly "
-      f"{fields}. Correct the keys."
+      f"{names}. Correct the keys."
     )
   try:
-    fields = {name: float(rope[name]) for name in ROPE_FIELDS[kind]}
+    fields: dict[str, Any] = {
+      name: float(rope[name]) for name in ROPE_FIELDS[kind]
+    }
     theta = float(theta)
   except (TypeError, ValueError) as error:
     raise UserError(
       f"{source}: {key} is {dict(given.get(key) or {})} with rope_theta "
       f"{theta!r}; all but the type must be numbers."
     ) from error
-  if "original_max_position_embeddings" in fields:
-    length = int(fields.pop("original_max_position_embeddings"))
-    return Rope(kind, theta, original_max_position_embeddings=length, **fields)
-  return Rope(kind, theta, **fields)
+  integers = {"original_max_position_embeddings"} & set(fields)
+  counts = {name: int(fields.pop(name)) for name in integers}
+  return Rope(kind, theta, **fields, **counts)
 
 
 def _build(values: dict[str, Any], source: str) -> LlamaConfig:

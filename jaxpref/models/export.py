@@ -1,0 +1,167 @@
+"""Parameters to a Hugging Face folder that transformers loads."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import math
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import safetensors.numpy
+
+from jaxpref.errors import UserError
+from jaxpref.models.build import Definition
+from jaxpref.models.llama.weights import weights
+from jaxpref.types import Params
+
+_TOKENIZER_FILES = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "tokenizer.model",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "chat_template.jinja",
+)
+
+
+def save_pretrained(
+  folder: str | pathlib.Path,
+  definition: Definition,
+  params: Params,
+  tokenizer_folder: str | pathlib.Path | None = None,
+  *,
+  max_file_bytes: int = 5 * 10**9,
+) -> None:
+  """Writes config.json, safetensors and the tokenizer's files.
+
+  All is written beside `folder` and renamed at the end, so that nothing
+  half-written is ever found there; an earlier export is replaced. In a run of
+  several processes all must call it (arrays are gathered, one leaf at a time)
+  and the first one writes.
+
+  Args:
+    folder: made anew; its parents are made too.
+    definition: what `params` are of.
+    params: arrays, sharded or not; written in their own dtype.
+    tokenizer_folder: where tokenizer files (and generation_config.json, if
+      there is one) are copied from.
+    max_file_bytes: above it, tensors are spread over several files.
+  """
+  folder = pathlib.Path(folder)
+  _check_replaceable(folder)
+  tensors = _tensors(definition, params)
+  if jax.process_index() != 0:
+    for _ in tensors:  # gathering takes all processes
+      pass
+    return
+  partial = folder.with_name(f".{folder.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  _write_tensors(partial, definition, params, tensors, max_file_bytes)
+  _write_configs(partial, definition, params, tokenizer_folder)
+  _replace(folder, partial)
+
+
+def _check_replaceable(folder: pathlib.Path) -> None:
+  if not folder.exists() or (folder / "config.json").is_file():
+    return
+  if not folder.is_dir() or any(folder.iterdir()):
+    raise UserError(
+      f"{folder}: exists and is not a model folder (it has no config.json), so "
+      "it is not replaced. Remove it, or choose another place."
+    )
+
+
+def _tensors(
+  definition: Definition, params: Params
+) -> Iterator[tuple[str, np.ndarray]]:
+  for weight in weights(definition.config):
+    leaf: Any = params
+    for key in weight.path:
+      leaf = leaf[key]
+    array = _gather(leaf)
+    for layer in range(len(array) if weight.stacked else 1):
+      part = array[layer] if weight.stacked else array
+      yield weight.name.format(layer), weight.theirs(part)
+
+
+def _gather(leaf: jax.Array) -> np.ndarray:
+  if leaf.is_fully_addressable:
+    return np.asarray(leaf)
+  if leaf.is_fully_replicated:
+    return np.asarray(leaf.addressable_data(0))
+  return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
+def _write_tensors(
+  folder: pathlib.Path,
+  definition: Definition,
+  params: Params,
+  tensors: Iterator[tuple[str, np.ndarray]],
+  max_file_bytes: int,
+) -> None:
+  itemsize = jax.tree.leaves(params)[0].dtype.itemsize
+  groups: list[list[str]] = [[]]
+  used = total = 0
+  for weight in weights(definition.config):
+    layers = definition.config.num_hidden_layers if weight.stacked else 1
+    size = math.prod(weight.shape) * itemsize
+    for layer in range(layers):
+      if groups[-1] and used + size > max_file_bytes:
+        groups.append([])
+        used = 0
+      groups[-1].append(weight.name.format(layer))
+      used, total = used + size, total + size
+  names = ["model.safetensors"]
+  if len(groups) > 1:
+    count = f"of-{len(groups):05d}.safetensors"
+    names = [f"model-{i + 1:05d}-{count}" for i in range(len(groups))]
+  for name, group in zip(names, groups, strict=True):
+    # zip stops at the group's end before it takes another tensor.
+    held = {key: tensor for _, (key, tensor) in zip(group, tensors)}
+    safetensors.numpy.save_file(held, folder / name, {"format": "pt"})
+  if len(groups) > 1:
+    where = {key: n for n, group in zip(names, groups) for key in group}
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_configs(
+  folder: pathlib.Path,
+  definition: Definition,
+  params: Params,
+  tokenizer_folder: str | pathlib.Path | None,
+) -> None:
+  dtype = str(jax.tree.leaves(params)[0].dtype)
+  config = definition.config.to_hf(dtype=dtype)
+  _write_json(folder / "config.json", config)
+  ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+  known = {key: config[key] for key in ids if config[key] is not None}
+  if known:
+    _write_json(folder / "generation_config.json", known)
+  if tokenizer_folder is None:
+    return
+  for name in (*_TOKENIZER_FILES, "generation_config.json"):
+    source = pathlib.Path(tokenizer_folder) / name
+    if source.is_file():
+      shutil.copyfile(source, folder / name)
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _replace(folder: pathlib.Path, partial: pathlib.Path) -> None:
+  earlier = folder.with_name(f".{folder.name}.earlier")
+  shutil.rmtree(earlier, ignore_errors=True)
+  with contextlib.suppress(FileNotFoundError):
+    os.replace(folder, earlier)
+  os.replace(partial, folder)
+  shutil.rmtree(earlier, ignore_errors=True)
