@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 import difflib
 import importlib.util
+import os
 import pathlib
 import types
 from typing import (
@@ -193,6 +194,12 @@ def to_dict(config: Config) -> dict[str, Any]:
     return list(value) if isinstance(value, tuple) else value
 
   return plain(config)
+
+
+def cache_folder() -> pathlib.Path:
+  """$JAXPREF_CACHE, or ~/.cache/jaxpref: what may be deleted at any time."""
+  home = os.environ.get("JAXPREF_CACHE") or "~/.cache/jaxpref"
+  return pathlib.Path(home).expanduser()
 
 
 def nearest(name: str, known: Any) -> str:

@@ -81,7 +81,7 @@ def make_batch(
       _fill_row(data, row, shape, slot_of, batch, (m, r))
   if ref_token_logp is not None:
     for m, r, start, number, length in places(data, packing):
-      first = data.first_token(number)
+      first = data.first_token[number]
       values = ref_token_logp[first : first + length]
       batch.ref_token_logp[m, r, start : start + length] = values
   return batch

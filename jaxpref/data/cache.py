@@ -11,10 +11,11 @@ import json
 import pathlib
 from typing import Any
 
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 import numpy as np
 
 from jaxpref.data.arrays import read_arrays
+from jaxpref.data.text import EVENTS
 
 ARRAYS, MANIFEST, REJECTED = (
   "data.safetensors",
@@ -52,7 +53,7 @@ class Prepared:
     return self._view["response_lengths"]
 
   @property
-  def first_response(self) -> Int32[np.ndarray, " n+1"]:
+  def first_response(self) -> Int32[np.ndarray, " bounds"]:
     return self._view["first_response"]
 
   @property
@@ -72,7 +73,7 @@ class Prepared:
     return self._view["weight"]
 
   @property
-  def first_comparison(self) -> Int32[np.ndarray, " n+1"]:
+  def first_comparison(self) -> Int32[np.ndarray, " bounds"]:
     return self._view["first_comparison"]
 
   @functools.cached_property
@@ -91,6 +92,16 @@ class Prepared:
     """The tokens of response j, EOS included."""
     start = self._view["response_start"][j]
     return self._arrays["tokens"][start : start + self.response_lengths[j]]
+
+  @functools.cached_property
+  def first_token(self) -> Int64[np.ndarray, " m+1"]:
+    """Where each response begins among all response tokens in a row."""
+    return _offsets(self.response_lengths)
+
+  @functools.cached_property
+  def max_token(self) -> int:
+    """The largest id in the folder."""
+    return int(self._arrays["tokens"].max())
 
   def select(self, indices: Any) -> "Prepared":
     """The examples `indices`, in that order, numbered anew."""
@@ -120,8 +131,10 @@ class Prepared:
   def summary(self) -> str:
     """What was read, refused, dropped and changed, in a few lines."""
     stats, lengths = self.stats, self.stats["lengths"]
+    files = self._manifest["files"]
+    names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
     lines = [
-      f"{self._manifest['path']}: {stats['rows']:,} rows, "
+      f"{names}: {stats['rows']:,} rows, "
       f"{_told(stats['refused'], 'refused')}, "
       f"{_told(stats['dropped'], 'dropped')}; {stats['examples']:,} examples "
       f"with {stats['responses']:,} responses and {stats['tokens']:,} tokens.",
@@ -132,7 +145,7 @@ class Prepared:
     ]
     lines += [
       f"{stats[name]:,} {meaning}."
-      for name, meaning in _EVENTS.items()
+      for name, meaning in EVENTS.items()
       if stats[name]
     ]
     return "\n".join(lines)
@@ -149,18 +162,6 @@ class Prepared:
   def _view(self) -> Mapping[str, np.ndarray]:
     view = {**self._arrays, **_starts(self._arrays)}
     return view if self.examples is None else _select(view, self.examples)
-
-
-_EVENTS = {
-  "boundary_split": "examples have a token across the end of the prompt: "
-  "prompt and responses were tokenised apart",
-  "prompts_cut": "prompts were cut at their start",
-  "responses_cut": "responses were cut at their end, and have no EOS",
-  "responses_without_end": "responses have no EOS or end-of-turn token: the "
-  "model will not learn to stop",
-  "eos_inside": "responses hold the EOS token before their end, written in "
-  "the data",
-}
 
 
 def _told(kinds: Mapping[str, int], word: str) -> str:

@@ -57,12 +57,12 @@ def prepare(
     **{name: getattr(data, name) for name in _KEYS},
   }
   key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
-  root = cache_dir or _default_cache()
+  root = cache_dir or config.cache_folder() / "prepared"
   with _told_apart(root):
     root.mkdir(parents=True, exist_ok=True)
     if not _is_whole(root / key):
       with _published(root / key) as folder:
-        write_folder(folder, files, data, tokenizer_folder, path, depends)
+        write_folder(folder, files, data, tokenizer_folder, depends)
   prepared = Prepared(root / key)
   _check(prepared, data, path)
   return prepared
@@ -72,13 +72,13 @@ _KEYS = ("format", "max_length", "max_prompt_length", "truncate")
 
 
 def _hash_file(file: pathlib.Path) -> str:
-  with open(file, "rb") as source:
-    return hashlib.file_digest(source, "sha256").hexdigest()
-
-
-def _default_cache() -> pathlib.Path:
-  home = os.environ.get("JAXPREF_CACHE") or "~/.cache/jaxpref"
-  return pathlib.Path(home).expanduser() / "prepared"
+  try:
+    with open(file, "rb") as source:
+      return hashlib.file_digest(source, "sha256").hexdigest()
+  except OSError as error:
+    raise UserError(
+      f"{file} cannot be read: {error}. Give this user the right to read it."
+    ) from error
 
 
 @contextlib.contextmanager
@@ -146,11 +146,12 @@ def _check(prepared: Prepared, data: config.Data, path: str) -> None:
 def _nothing_left(
   stats: Mapping[str, Any], data: config.Data, path: str
 ) -> str:
-  kinds = ", ".join(f"{n} {kind}" for kind, n in stats["dropped"].items())
+  unused = [*stats["dropped"].items(), *stats["refused"].items()]
+  kinds = ", ".join(f"{n} {kind}" for kind, n in unused)
   lengths = stats["lengths"]
   return (
-    f"{path}: no example is left of {stats['rows']} rows; dropped: "
-    f"{kinds or 'none'}. A prompt with its longest response has "
+    f"{path}: no example is left of {stats['rows']} rows ({kinds}). "
+    f"A prompt with its longest response has "
     f"{lengths['min']} tokens at least, {lengths['median']} in the median and "
     f"{lengths['max']} at most; the limits are data.max_length="
     f"{data.max_length} and data.max_prompt_length={data.max_prompt_length} "

@@ -1,0 +1,1 @@
+"""Objectives, the one step, the one loop, optimizer, checkpoints, metrics."""

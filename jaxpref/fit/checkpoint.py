@@ -1,0 +1,104 @@
+"""Asynchronous Orbax checkpoints that survive kills and torn files."""
+
+import pathlib
+from typing import Any
+import shutil
+
+from absl import logging
+import jax
+from jax.experimental import multihost_utils
+import orbax.checkpoint as ocp
+
+from jaxpref.errors import UserError
+
+_KEPT = 3  # so that there is one before the last, if that is torn
+
+
+class Checkpoints:
+  """The checkpoints of a run, by step.
+
+  A state is saved as a flat dict {path: array}, so no class of ours or of a
+  library is in the files.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder.absolute()
+    self._manager = self._open()
+
+  def save(self, step: int, state: Any) -> None:
+    """Begins to save; returns once the arrays may be changed again."""
+    if step not in self._manager.all_steps():
+      self._manager.save(step, args=ocp.args.StandardSave(_flat(state)))
+
+  def restore_latest(self, like: Any) -> tuple[Any, int] | None:
+    """The newest state that can be read, and its step; None without any.
+
+    A checkpoint that cannot be read is moved aside, with a message, and the
+    one before it is tried.
+
+    Args:
+      like: a state of ShapeDtypeStructs with shardings.
+
+    Raises UserError if there are checkpoints and none can be read.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    failures = []
+    for step in steps:
+      try:
+        flat = self._manager.restore(
+          step, args=ocp.args.StandardRestore(_flat(like))
+        )
+      except Exception as error:  # Orbax and TensorStore raise many kinds
+        reason = str(error).strip().split("\n")[0][:200]
+        failures.append(f"step {step} ({type(error).__name__}: {reason})")
+        continue
+      if failures:
+        self._set_aside([each for each in steps if each > step], failures)
+      treedef = jax.tree.structure(like)
+      return jax.tree.unflatten(treedef, [flat[k] for k in _flat(like)]), step
+    if failures:
+      raise UserError(
+        f"No checkpoint in {self._folder} can be read: {'; '.join(failures)}. "
+        "Remove the folder to start from the beginning, or give another "
+        "--workdir."
+      )
+    return None
+
+  def wait(self) -> None:
+    """Returns when all that was begun is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then lets go of threads and files."""
+    self._manager.close()
+
+  def _open(self) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=_KEPT, enable_async_checkpointing=True
+    )
+    return ocp.CheckpointManager(self._folder, options=options)
+
+  def _set_aside(self, steps: list[int], failures: list[str]) -> None:
+    logging.warning(
+      "Passing over %s: the files are damaged. They are kept in %s; training "
+      "goes on from the checkpoint before.",
+      "; ".join(failures),
+      self._folder.with_name("checkpoints.damaged"),
+    )
+    self._manager.close()
+    if jax.process_index() == 0:
+      for step in steps:
+        target = self._folder.with_name("checkpoints.damaged") / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        (self._folder / str(step)).rename(target)
+    multihost_utils.sync_global_devices("damaged checkpoints set aside")
+    self._manager = self._open()
+
+
+def _flat(state: Any) -> dict[str, Any]:
+  leaves, _ = jax.tree.flatten_with_path(state)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): leaf
+    for path, leaf in leaves
+  }

@@ -1,0 +1,133 @@
+"""The one training loop."""
+
+from collections.abc import Callable, Mapping
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpref import config
+from jaxpref.data.steps import Steps
+from jaxpref.errors import UserError
+from jaxpref.fit.checkpoint import Checkpoints
+from jaxpref.fit.metrics import RunLog, averages
+from jaxpref.fit.step import Step, TrainState
+from jaxpref.types import Params
+
+Put = Callable[[Any], Any]
+
+
+class _Window:
+  """Sums of the steps since the last logged one."""
+
+  def __init__(self) -> None:
+    self.terms: list[Any] = []
+    self.pairs = self.tokens = 0
+    self.began = time.perf_counter()
+
+  def add(self, terms: Any, batch: Any) -> None:
+    self.terms.append(terms)
+    self.pairs += int(np.sum(batch.comparisons.valid))
+    self.tokens += int(np.sum(batch.slot < batch.slots.valid.shape[-1]))
+
+  def averages(self) -> dict[str, float]:
+    fetched = jax.device_get(self.terms)
+    summed = jax.tree.map(lambda *each: np.sum(each), *fetched)
+    seconds = time.perf_counter() - self.began
+    return {
+      **averages(summed),
+      "pairs_per_second": self.pairs / seconds,
+      "tokens_per_second": self.tokens / seconds,
+    }
+
+
+def fit(
+  step: Step,
+  state: TrainState,
+  frozen: Mapping[str, Params],
+  steps: Steps,
+  *,
+  start: int,
+  stop: int,
+  put: Put,
+  settings: config.Train,
+  log: RunLog,
+  checkpoints: Checkpoints,
+  learning_rate: Callable[[int], float],
+  judge: Callable[[TrainState, int], dict[str, float]],
+  interrupted: Callable[[int], bool],
+) -> tuple[TrainState, int]:
+  """Trains from step `start` to `stop`.
+
+  Step k + 1 is dispatched before the numbers of step k are read, so the
+  devices never wait for the host. A checkpoint is begun only when all lines
+  up to it are written.
+
+  Args:
+    step: the compiled step, which consumes the state it is given.
+    state: what it starts from, after `start` steps.
+    frozen: parameters that stay, by role.
+    steps: the batches.
+    start: steps made so far.
+    stop: steps of the whole run.
+    put: moves a batch to the devices.
+    settings: how often to log, judge and save.
+    log: where the numbers go.
+    checkpoints: where states go.
+    learning_rate: the rate of an update, for the log.
+    judge: numbers of a state worth keeping, after this many steps.
+    interrupted: whether to leave after this many steps.
+
+  Returns: the state, and the step reached, earlier than `stop` where
+  `interrupted` said so; that state is saved too.
+
+  Raises UserError when the loss is no longer finite.
+  """
+  window, pending = _Window(), 0
+  batches = steps.loader(start, stop)
+
+  def flush(extra: Mapping[str, float] | None = None) -> None:
+    nonlocal window, pending
+    if not pending:
+      return
+    values = window.averages()
+    values["learning_rate"] = float(learning_rate(pending - 1))
+    log.write(pending, {**values, **(extra or {})})
+    log.progress(pending, values)
+    if not np.isfinite(values["loss"]):
+      raise UserError(
+        f"The loss is {values['loss']} at step {pending}. Lower "
+        "config.optimizer.learning_rate or set config.optimizer.grad_clip; "
+        "a rerun goes on from the last checkpoint."
+      )
+    window, pending = _Window(), 0
+
+  reached = start
+  with jax.transfer_guard("disallow"):
+    for number, batch in zip(range(start + 1, stop + 1), batches, strict=True):
+      arrays = put(batch)
+      state, terms = step(state, frozen, arrays)
+      flush()
+      window.add(terms, batch)
+      reached = number
+      leave = interrupted(number)
+      last = leave or number == stop
+      save = last or _due(number, settings.checkpoint_every)
+      judged = number == stop or _due(number, settings.eval_every)
+      if last or save or judged or _due(number, settings.log_every):
+        pending = number
+      if judged:
+        with jax.transfer_guard("allow"):
+          flush(judge(state, number))
+      if save:
+        flush()
+        checkpoints.save(number, state)
+      if leave:
+        break
+  checkpoints.wait()
+  return state, reached
+
+
+def _due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0

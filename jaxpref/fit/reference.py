@@ -1,0 +1,102 @@
+"""Reference log-probabilities, cached on disk one value a token."""
+
+from collections.abc import Callable
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from jaxpref import config
+from jaxpref.data.batch import places
+from jaxpref.data.steps import Steps
+from jaxpref.fit.objectives import score_text
+from jaxpref.models.build import Definition
+from jaxpref.types import Params
+
+_VERSION = 1  # of the values; change it when the same inputs give others
+
+
+def reference_logps(
+  steps: Steps,
+  definition: Definition,
+  load: Callable[[], Params],
+  *,
+  weights: str,
+  dtype: str,
+  head_block: int,
+  put: Callable[[Any], Any],
+) -> np.ndarray:
+  """Log-prob of every response token of the data, in its order, in nats.
+
+  The data are walked in the batches of the first epoch, so that the policy's
+  first forward pass is packed and rounded alike. The values are kept in the
+  cache folder under a name made of all that they depend on.
+
+  Args:
+    steps: the step batches.
+    definition: the model.
+    load: gets the reference's weights, if they are needed.
+    weights: a digest of those weights.
+    dtype: of the model's activations.
+    head_block: see `token_logp`.
+    put: moves a batch to the devices.
+  """
+  key = _digest(
+    version=_VERSION,
+    weights=weights,
+    data=steps.data.fingerprint,
+    dtype=dtype,
+    backend=jax.default_backend(),
+  )
+  path = config.cache_folder() / "reference" / f"{key}.safetensors"
+  if path.exists():
+    return load_file(path)["token_logp"]
+
+  @jax.jit
+  def score(params: Params, batch: Any) -> jax.Array:
+    one = functools.partial(
+      score_text, definition, params, head_block=head_block
+    )
+    return jax.lax.map(lambda part: one(batch=part), batch)
+
+  params = load()
+  values = np.zeros(int(np.sum(steps.data.response_lengths)), np.float32)
+  for step in tqdm(range(steps.steps_per_epoch), desc="reference", unit="step"):
+    logp = _gather(score(params, put(steps[step])))
+    for place in places(steps.data, steps.packing(step)[0]):
+      first = steps.data.first_token[place.response]
+      values[first : first + place.length] = logp[place.micro, place.row][
+        place.start : place.start + place.length
+      ]
+  if jax.process_index() == 0:
+    _write(path, values)
+  return values
+
+
+def _digest(**parts: Any) -> str:
+  text = json.dumps(parts, sort_keys=True).encode()
+  return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _gather(x: jax.Array) -> np.ndarray:
+  if jax.process_count() == 1:
+    return jax.device_get(x)
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def _write(path: pathlib.Path, values: np.ndarray) -> None:
+  """Writes a whole file or none."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+  os.close(handle)
+  save_file({"token_logp": values}, temporary)
+  os.replace(temporary, path)

@@ -1,0 +1,79 @@
+"""`python -m jaxpref.launch --config=FILE --workdir=DIR [--config.KEY=VALUE]`.
+
+Exit status: 0 done, or stopped by SIGTERM with all saved; 2 a mistake of the
+user's, told in one paragraph; 1 a bug, with its traceback.
+"""
+
+import argparse
+from collections.abc import Sequence
+import os
+import pathlib
+import sys
+import textwrap
+
+import jax
+
+from jaxpref import config
+from jaxpref.errors import UserError
+from jaxpref.run import run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit status."""
+  try:
+    flags, overrides = _parse(sys.argv[1:] if argv is None else argv)
+    if flags.debug:
+      jax.config.update("jax_debug_nans", True)
+    _join_processes()
+    settings, module = config.load(flags.config, overrides)
+    workdir = pathlib.Path(flags.workdir)
+    make_inputs = getattr(module, "make_inputs", None)
+    if make_inputs is not None:
+      settings = make_inputs(settings, workdir)
+    if settings is not None:
+      run(settings, workdir)
+  except UserError as error:
+    print(textwrap.fill(f"jaxpref: {error}", 100), file=sys.stderr)
+    return 2
+  return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+  parser = argparse.ArgumentParser(
+    prog="python -m jaxpref.launch",
+    allow_abbrev=False,
+    description="Trains a model on preferences. Any key of the config can be "
+    "overridden with --config.SECTION.KEY=VALUE; see configs/dpo.py.",
+  )
+  parser.add_argument("--config", required=True, help="a file of configs/")
+  parser.add_argument(
+    "--workdir", required=True, help="the run folder; a rerun resumes"
+  )
+  parser.add_argument(
+    "--debug", action="store_true", help="stop at the first NaN"
+  )
+  flags, rest = parser.parse_known_args(argv)
+  overrides = {}
+  while rest:
+    name, equals, value = rest.pop(0).partition("=")
+    if not name.startswith("--config."):
+      raise UserError(
+        f"unknown argument {name!r}. Known: --config, --workdir, --debug and "
+        "overrides such as --config.train.steps=100."
+      )
+    if not equals:
+      if not rest:
+        raise UserError(f"{name} has no value; write {name}=VALUE.")
+      value = rest.pop(0)
+    overrides[name.removeprefix("--config.")] = value
+  return flags, overrides
+
+
+def _join_processes() -> None:
+  """Joins the other processes of a cluster, where there is one."""
+  if "JAX_COORDINATOR_ADDRESS" in os.environ:
+    jax.distributed.initialize()
+
+
+if __name__ == "__main__":
+  sys.exit(main())

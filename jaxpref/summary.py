@@ -1,0 +1,29 @@
+"""What training changed, as a few lines for the screen."""
+
+import math
+import pathlib
+
+from jaxpref.fit.metrics import read_metrics
+
+_ROWS = (
+  ("held-out loss", "eval/loss", "{:.4f}"),
+  ("held-out reward accuracy", "eval/rewards/accuracies", "{:.3f}"),
+  ("held-out preferred answer likelier", "eval/logps/accuracies", "{:.3f}"),
+  ("samples that match the pattern", "samples/pattern", "{:.3f}"),
+  ("training loss", "loss", "{:.4f}"),
+)
+
+
+def before_and_after(workdir: pathlib.Path) -> str:
+  """A table of the first and the last value of what was measured."""
+  lines = read_metrics(workdir)
+  table = [f"{'':36}{'before':>10}{'after':>10}"]
+  for label, name, form in _ROWS:
+    values = [each for each in lines if each.get(name) is not None]
+    if not values:
+      continue
+    first, last = (form.format(values[i][name]) for i in (0, -1))
+    error = values[-1].get(f"{name}_stderr")
+    note = f" ± {error:.3f}" if error and math.isfinite(error) else ""
+    table.append(f"{label:36}{first:>10}{last:>10}{note}")
+  return "\n".join(table)
