@@ -22,7 +22,7 @@ class ArrayWriter:
 
   def __init__(self, file: pathlib.Path, stream: str):
     self._stream, self._count = stream, 0
-    self._out = open(file, "wb")
+    self._out = open(file, "wb")  # noqa: SIM115 (closed by `close`)
     self._out.write(b" " * _HEADER_BYTES)
 
   def append(self, values: Any) -> bytes:
@@ -63,7 +63,7 @@ def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
       header = json.loads(lines.read(size))
     except ValueError as error:
       raise UserError(f"{file} is damaged: {error}. Delete it.") from error
-  data = np.memmap(file, np.uint8, "r", offset=0)[8 + size :]
+  data = np.asarray(np.memmap(file, np.uint8, "r"))[8 + size :]
   if max(entry["data_offsets"][1] for entry in header.values()) != data.size:
     raise UserError(f"{file} is damaged: it was cut off. Delete it.")
 

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import pathlib
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -26,7 +26,6 @@ def write_folder(
   files: list[pathlib.Path],
   data: config.Data,
   tokenizer_folder: str,
-  path: str,
   depends: Mapping[str, Any],
 ) -> None:
   rules = tokenizer.Rules(tokenizer.load(tokenizer_folder))
@@ -40,7 +39,6 @@ def write_folder(
   finally:
     table.abandon()
   manifest = {
-    "path": path,
     "files": list(names),
     "formats": formats.explain(tally.formats),
     "fingerprint": fingerprint,
@@ -55,34 +53,27 @@ def _tokenized(
   data: config.Data,
   rules: tokenizer.Rules,
   tally: "_Tally",
-  rejected: Any,
+  rejected: TextIO,
 ) -> Iterator[tuple[Record, text.Tokens]]:
   def refuse(refusal: Refusal) -> None:
     tally.refused[refusal.kind] += 1
     rejected.write(json.dumps(refusal._asdict()) + "\n")
 
-  rows = iter(read.read_rows(files))
+  rows = read.read_rows(files)
   while batch := list(itertools.islice(rows, _BATCH)):
-    places, records = [], []
-    for row in batch:
-      tally.rows += 1
-      try:
-        record = _parse(row, data.format, tally)
-      except formats.Refused as error:
-        refuse(Refusal(row.file, row.number, error.kind, str(error)))
-        continue
-      if isinstance(record, Refusal):
-        refuse(record)
-        continue
-      places.append(row)
-      records.append(record)
+    tally.rows += len(batch)
+    parsed = [_parse(row, data.format, tally) for row in batch]
+    for refusal in parsed:
+      if isinstance(refusal, Refusal):
+        refuse(refusal)
+    records = [each for each in parsed if isinstance(each, Record)]
     outcomes = text.tokenize(records, rules, data, tally.counts)
-    for row, record, outcome in zip(places, records, outcomes, strict=True):
+    for record, outcome in zip(records, outcomes, strict=True):
       if isinstance(outcome, text.Tokens):
         yield record, outcome
       elif outcome.refused:
         reason = ": ".join(filter(None, (outcome.kind, outcome.detail)))
-        refuse(Refusal(row.file, row.number, outcome.kind, reason))
+        refuse(Refusal(*_place(record), outcome.kind, reason))
       else:
         tally.dropped[outcome.kind] += 1
 
@@ -92,9 +83,17 @@ def _parse(
 ) -> Record | Refusal:
   if isinstance(row, Refusal):
     return row
-  name = formats.detect(row.values) if name == "auto" else name
-  tally.formats[name] += 1
-  return formats.to_record(row, name)
+  try:
+    name = formats.detect(row.values) if name == "auto" else name
+    tally.formats[name] += 1
+    return formats.to_record(row, name)
+  except formats.Refused as error:
+    return Refusal(row.file, row.number, error.kind, str(error))
+
+
+def _place(record: Record) -> tuple[str, int]:
+  file, _, row = record.id.rpartition(":")
+  return file, int(row)
 
 
 @dataclasses.dataclass
@@ -139,9 +138,9 @@ class _Table:
     columns = self._columns
     for part in (tokens.prompt, *tokens.responses):
       self._digest.update(self._writer.append(part))
-    file, _, row = record.id.rpartition(":")
+    file, row = _place(record)
     columns["file"].append(self._files[file])
-    columns["row"].append(int(row))
+    columns["row"].append(row)
     columns["prompt_lengths"].append(len(tokens.prompt))
     first = len(columns["response_lengths"])
     columns["response_lengths"] += map(len, tokens.responses)

@@ -6,11 +6,11 @@ columns and values.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-import os
 from typing import Any
 
 from jaxpref import config
-from jaxpref.data import read
+from jaxpref.data import columns, read
+from jaxpref.data.columns import Refused
 from jaxpref.errors import UserError
 from jaxpref.types import Comparison, Record, Response
 
@@ -37,17 +37,9 @@ TURN_MARKERS = (
 )
 """What an implicit prompt may end with, the answer standing next."""
 
-_HH = "\n\nAssistant:"
+_HH, _HUMAN = "\n\nAssistant:", "\n\nHuman:"
 
 Messages = Sequence[Mapping[str, str]]
-
-
-class Refused(Exception):
-  """A row that says nothing usable; `kind` leaves out what was found."""
-
-  def __init__(self, kind: str, detail: str = ""):
-    super().__init__(f"{kind}: {detail}" if detail else kind)
-    self.kind = kind
 
 
 def check_format(name: str) -> None:
@@ -76,8 +68,8 @@ def detect(values: Mapping[str, Any]) -> str:
     return "completion"
   raise Refused(
     "unknown columns",
-    f"{_columns(values)}; known are prompt, chosen and rejected (prompt may "
-    "be left out), or prompt and completion, or text",
+    f"{columns.names(values)}; known are prompt, chosen and rejected (prompt "
+    "may be left out), or prompt and completion, or text",
   )
 
 
@@ -99,28 +91,30 @@ def explain(counts: Mapping[str, int]) -> str:
 
 
 def _explicit(id: str, values: Mapping[str, Any]) -> Record:
-  prompt = _text(values, "prompt")
-  if not prompt:
+  prompt = columns.text(values, "prompt")
+  if not prompt.strip():
     raise Refused("empty prompt", "a comparison needs something to answer")
-  return _pair(id, prompt, _text(values, "chosen"), _text(values, "rejected"))
+  chosen = columns.text(values, "chosen")
+  return _pair(id, prompt, chosen, columns.text(values, "rejected"))
 
 
 def _implicit(id: str, values: Mapping[str, Any]) -> Record:
-  chosen, rejected = _text(values, "chosen"), _text(values, "rejected")
+  chosen = columns.text(values, "chosen")
+  rejected = columns.text(values, "rejected")
   _check_differ(chosen, rejected)
   end = _implicit_end(chosen, rejected)
   if not end:
     raise Refused(
       "no common prompt",
-      f"chosen begins {_short(chosen)}, rejected {_short(rejected)}, and there "
-      f"is no column prompt but {_columns(values)}",
+      f"chosen begins {columns.short(chosen)}, rejected "
+      f"{columns.short(rejected)}, and there is no column prompt but "
+      f"{columns.names(values)}",
     )
   return _pair(id, chosen[:end], chosen[end:], rejected[end:])
 
 
 def _implicit_end(chosen: str, rejected: str) -> int:
-  # commonprefix compares characters, whatever its module.
-  common = os.path.commonprefix((chosen, rejected))
+  common = chosen[: _agreeing(chosen, rejected)]
   ends = [
     common.rfind(marker) + len(marker)
     for marker in TURN_MARKERS
@@ -137,26 +131,36 @@ def _implicit_end(chosen: str, rejected: str) -> int:
   return end
 
 
+def _agreeing(one: str, other: str) -> int:
+  """How many first characters are the same."""
+  pairs = enumerate(zip(one, other))
+  shortest = min(len(one), len(other))
+  return next((i for i, (a, b) in pairs if a != b), shortest)
+
+
 def _hh(id: str, values: Mapping[str, Any]) -> Record:
   sides = {}
   for name in ("chosen", "rejected"):
-    prompt, marker, response = _text(values, name).rpartition(_HH)
+    prompt, marker, response = columns.text(values, name).rpartition(_HH)
     if not marker:
-      raise Refused(f"no {_HH!r} in {name}", _short(response))
+      raise Refused(f"no {_HH!r} in {name}", columns.short(response))
+    if _HUMAN in response:
+      raise Refused(f"{name} does not end with the assistant's turn")
     sides[name] = prompt + marker, response
   (prompt, chosen), (other, rejected) = sides.values()
   if prompt != other:
     raise Refused(
       "prompts differ",
-      f"chosen and rejected must agree up to the last {_HH!r}, and do so for "
-      f"{len(os.path.commonprefix((prompt, other)))} of {len(prompt)} and "
-      f"{len(other)} characters",
+      f"chosen and rejected must agree up to the last {_HH!r}, which is after "
+      f"{len(prompt)} and {len(other)} characters, and do so for "
+      f"{_agreeing(prompt, other)}",
     )
   return _pair(id, prompt, chosen, rejected)
 
 
 def _chat(id: str, values: Mapping[str, Any]) -> Record:
-  chosen, rejected = (_turns(values, name) for name in ("chosen", "rejected"))
+  chosen = columns.turns(values, "chosen")
+  rejected = columns.turns(values, "rejected")
   _check_differ(chosen, rejected)
   prompt = _chat_prompt(values)
   shared = _leading(chosen, rejected)
@@ -183,8 +187,8 @@ def _chat_prompt(values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
   if "prompt" not in values:
     return None
   if isinstance(values["prompt"], str):
-    return [{"role": "user", "content": _text(values, "prompt")}]
-  return _turns(values, "prompt")
+    return [{"role": "user", "content": columns.text(values, "prompt")}]
+  return columns.turns(values, "prompt")
 
 
 def _leading(chosen: Messages, rejected: Messages) -> list[Any]:
@@ -201,14 +205,14 @@ def _completion(id: str, values: Mapping[str, Any]) -> Record:
       "label is false", "one answer without a comparison is to be imitated"
     )
   if "completion" not in values:
-    return _record(id, "", [_text(values, "text")])
+    return _record(id, "", [columns.text(values, "text")])
   prompt = values.get("prompt", "")
   if isinstance(prompt, list) or isinstance(values["completion"], list):
-    turns = _turns(values, "completion")
+    turns = columns.turns(values, "completion")
     _check_response(turns, "completion")
     return _record(id, _chat_prompt(values) or [], [turns])
-  prompt = _text(values, "prompt") if "prompt" in values else ""
-  return _record(id, prompt, [_text(values, "completion")])
+  prompt = columns.text(values, "prompt") if "prompt" in values else ""
+  return _record(id, prompt, [columns.text(values, "completion")])
 
 
 def _pair(id: str, prompt: Any, chosen: Any, rejected: Any) -> Record:
@@ -239,72 +243,6 @@ def _check_response(turns: Messages, name: str) -> None:
       f"{name} goes on from the prompt with the turns {', '.join(roles)}; all "
       "of them must be the assistant's",
     )
-
-
-def _text(values: Mapping[str, Any], name: str) -> str:
-  value = _present(values, name)
-  if not isinstance(value, str):
-    raise Refused(f"{name} is not a text", _describe(value))
-  return _check_unicode(value, name)
-
-
-def _turns(values: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-  """The chat messages of a column; a text is one turn of the assistant."""
-  value = _present(values, name)
-  if isinstance(value, str):
-    value = [{"role": "assistant", "content": value}]
-  if not isinstance(value, list) or not value:
-    raise Refused(
-      f"{name} is not a list of messages",
-      f"{_describe(value)}; it must be a text or a list of {{role, content}}",
-    )
-  return [_turn(each, name) for each in value]
-
-
-def _turn(message: Any, name: str) -> dict[str, Any]:
-  if not isinstance(message, dict):
-    raise Refused(f"{name} is not a list of messages", _describe(message))
-  # Parquet gives every message every key; those not set are null.
-  turn = {key: each for key, each in message.items() if each is not None}
-  for key in ("role", "content"):
-    if not isinstance(turn.get(key), str):
-      raise Refused(
-        f"{name} has a message without {key}",
-        f"its keys are {', '.join(turn)}; role and content must be texts",
-      )
-    _check_unicode(turn[key], name)
-  return turn
-
-
-def _present(values: Mapping[str, Any], name: str) -> Any:
-  if name not in values:
-    raise Refused(f"no {name}", f"the row has {_columns(values)}")
-  if values[name] is None:
-    raise Refused(f"{name} is null", "it must hold a text or chat messages")
-  return values[name]
-
-
-def _check_unicode(text: str, name: str) -> str:
-  try:
-    text.encode()
-  except UnicodeEncodeError as error:
-    raise Refused(
-      f"{name} is not Unicode", f"half a surrogate pair at {error.start}"
-    ) from None
-  return text
-
-
-def _columns(values: Mapping[str, Any]) -> str:
-  return f"the columns {', '.join(values)}" if values else "no columns"
-
-
-def _describe(value: Any) -> str:
-  return f"found {type(value).__name__} {_short(value)}"
-
-
-def _short(value: Any) -> str:
-  text = repr(value)
-  return text if len(text) <= 40 else text[:37] + "..."
 
 
 _PARSERS: dict[str, Callable[[str, Mapping[str, Any]], Record]] = {

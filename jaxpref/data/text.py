@@ -39,10 +39,17 @@ class Unused(NamedTuple):
   detail: str = ""
 
 
-EVENTS = (
-  "boundary_split", "prompts_cut", "responses_cut", "responses_without_end",
-  "eos_inside",
-)  # fmt: skip
+EVENTS = {
+  "boundary_split": "examples have a token across the end of the prompt: "
+  "prompt and responses were tokenised apart",
+  "prompts_cut": "prompts were cut at their start",
+  "responses_cut": "responses were cut at their end, and have no EOS",
+  "responses_without_end": "responses have no EOS or end-of-turn token: the "
+  "model will not learn to stop",
+  "eos_inside": "responses hold the EOS token before their end, written in "
+  "the data",
+}
+"""What is counted beside refusals and drops, and what it means."""
 
 
 @dataclasses.dataclass
@@ -87,9 +94,9 @@ class _Text(NamedTuple):
 
 
 def _render(record: Record, rules: Rules) -> _Text | Unused:
-  contents = [response.content for response in record.responses]
+  contents: list[Any] = [response.content for response in record.responses]
   if all(isinstance(each, str) for each in (record.prompt, *contents)):
-    return _Text(record.prompt, contents, chat=False)
+    return _Text(str(record.prompt), contents, chat=False)
   try:
     return _render_chat(record.prompt, contents, rules)
   except UserError:
@@ -123,6 +130,7 @@ def _render_chat(
         "the conversation does not begin with the prompt as it is given to "
         "the model for generation, so its response cannot be told apart",
       )
+    whole.encode()  # fails for half a surrogate pair
     responses.append(whole[len(start) :])
   return _Text(start, responses, chat=True)
 
@@ -144,14 +152,19 @@ def _encode(
     else:
       parts = [each[end:] for each, end in zip(ids, ends, strict=True)]
       found.append((prompts[0], parts, False))
-  apart = [t for t, each in zip(texts, found, strict=True) if each is None]
-  prompts = iter(rules.encode([text.prompt for text in apart]))
-  parts = iter(rules.encode_apart([r for t in apart for r in t.responses]))
-  for i, text in enumerate(texts):
-    if found[i] is None:
-      responses = [next(parts) for _ in text.responses]
-      found[i] = (next(prompts).ids, responses, True)
-  return found
+  split = iter(_encode_apart([t for t, f in zip(texts, found) if not f], rules))
+  return [each or next(split) for each in found]
+
+
+def _encode_apart(
+  texts: list[_Text], rules: Rules
+) -> list[tuple[list[int], list[list[int]], bool]]:
+  prompts = rules.encode([text.prompt for text in texts])
+  parts = iter(rules.encode_apart([r for t in texts for r in t.responses]))
+  return [
+    (prompt.ids, [next(parts) for _ in text.responses], True)
+    for text, prompt in zip(texts, prompts, strict=True)
+  ]
 
 
 def _finish(
@@ -164,11 +177,7 @@ def _finish(
   counts: Counts,
 ) -> Tokens | Unused:
   """Adds BOS and EOS, applies the limits."""
-  if not prompt and not text.chat:  # a text that brings its own BOS
-    count = len(rules.prefix)
-    same = [each[:count] == rules.prefix for each in responses]
-    responses = responses if not all(same) else [r[count:] for r in responses]
-  prompt, kept = _start(text, prompt, rules)
+  prompt, responses, kept = _start(text, prompt, responses, rules)
   if not prompt:
     return Unused(
       True,
@@ -190,20 +199,26 @@ def _finish(
 
 
 def _start(
-  text: _Text, prompt: list[int], rules: Rules
-) -> tuple[list[int], int]:
-  """The prompt with BOS once, and how many first tokens no cut removes."""
+  text: _Text, prompt: list[int], responses: list[list[int]], rules: Rules
+) -> tuple[list[int], list[list[int]], int]:
+  """Puts BOS once; also returns how many first tokens no cut removes."""
   bos = rules.tokenizer.bos_token_id
   prefix = rules.prefix
+  if not prompt:
+    # A response's first token needs one before it. A text or a template may
+    # have written it, where it counts as the response's.
+    prompt = prefix or ([] if bos is None else [bos])
+    count = len(prompt)
+    if all(each[:count] == prompt for each in responses):
+      responses = [each[count:] for each in responses]
+    return prompt, responses, count
   if not text.chat:
-    if not prompt and not prefix and bos is not None:
-      prefix = [bos]
-    if prompt[: len(prefix)] != prefix:  # the text may bring its own
+    if prompt[: len(prefix)] != prefix:  # else the text brings its own
       prompt = prefix + prompt
-    return prompt, len(prefix)
+    return prompt, responses, len(prefix)
   if prompt[:2] == [bos, bos]:
-    prompt = prompt[1:]  # the template and the message both wrote one
-  return prompt, int(prompt[:1] == [bos])
+    prompt = prompt[1:]  # the template and a message both wrote one
+  return prompt, responses, int(prompt[:1] == [bos])
 
 
 def _end(

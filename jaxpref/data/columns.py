@@ -1,0 +1,86 @@
+"""The values of a row's columns: texts and chat messages, or why not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Refused(Exception):
+  """A row that says nothing usable; `kind` leaves out what was found."""
+
+  def __init__(self, kind: str, detail: str = ""):
+    super().__init__(f"{kind}: {detail}" if detail else kind)
+    self.kind = kind
+
+
+def text(values: Mapping[str, Any], name: str) -> str:
+  """The text of a column.
+
+  Raises Refused where there is none; so does `turns`.
+  """
+  value = _present(values, name)
+  if not isinstance(value, str):
+    raise Refused(
+      f"{name} is not a text",
+      f"{_describe(value)}; it must be a text, or in all of the row's columns "
+      "a list of messages",
+    )
+  return _check_unicode(value, name)
+
+
+def turns(values: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+  """The chat messages of a column; a text is one turn of the assistant."""
+  value = _present(values, name)
+  if isinstance(value, str):
+    value = [{"role": "assistant", "content": value}]
+  if not isinstance(value, list) or not value:
+    raise Refused(
+      f"{name} is not a list of messages",
+      f"{_describe(value)}; it must be a text or a list of {{role, content}}",
+    )
+  return [_turn(each, name) for each in value]
+
+
+def names(values: Mapping[str, Any]) -> str:
+  return f"the columns {', '.join(values)}" if values else "no columns"
+
+
+def short(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _turn(message: Any, name: str) -> dict[str, Any]:
+  if not isinstance(message, dict):
+    raise Refused(f"{name} is not a list of messages", _describe(message))
+  # Parquet gives every message every key; those not set are null.
+  turn = {key: each for key, each in message.items() if each is not None}
+  for key in ("role", "content"):
+    if not isinstance(turn.get(key), str):
+      raise Refused(
+        f"{name} has a message without {key}",
+        f"its keys are {', '.join(turn)}; role and content must be texts",
+      )
+    _check_unicode(turn[key], name)
+  return turn
+
+
+def _present(values: Mapping[str, Any], name: str) -> Any:
+  if name not in values:
+    raise Refused(f"no {name}", f"the row has {names(values)}")
+  if values[name] is None:
+    raise Refused(f"{name} is null", "it must hold a text or chat messages")
+  return values[name]
+
+
+def _check_unicode(text: str, name: str) -> str:
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise Refused(
+      f"{name} is not Unicode", f"half a surrogate pair at {error.start}"
+    ) from None
+  return text
+
+
+def _describe(value: Any) -> str:
+  return f"found {type(value).__name__} {short(value)}"
