@@ -1,6 +1,7 @@
 """Logical axes to mesh axes: the only file that knows the mesh."""
 
 from collections.abc import Sequence
+import math
 from typing import Any
 
 import jax
@@ -104,6 +105,12 @@ def param_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
 def batch_sharding(mesh: Mesh, *, axis: int) -> NamedSharding:
   """Rows, on dimension `axis`, spread over the data and fsdp axes."""
   return NamedSharding(mesh, PartitionSpec(*(None,) * axis, RULES["batch"]))
+
+
+def row_shards() -> int:
+  """Over how many shards the current mesh spreads rows; 1 without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

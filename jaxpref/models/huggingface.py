@@ -162,7 +162,8 @@ def _check_tensors(
   if extra:
     raise UserError(
       f"{tensors[extra[0]][0]}: {_some(extra)} left over: config.json "
-      "describes a model without them. Correct config.json, or choose a plain Llama."
+      "describes a model without them. Correct config.json, or choose a plain "
+      "Llama."
     )
   for name, shape in shapes.items():
     path, file = tensors[name]

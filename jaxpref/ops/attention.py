@@ -29,7 +29,7 @@ def causal_attention(
   """
   length = q.shape[1]
   mask = jnp.tril(jnp.ones((length, length), bool))
-  return _attention(q, k, v, mask[None])
+  return masked_attention(q, k, v, mask[None])
 
 
 def packed_attention(
@@ -70,12 +70,12 @@ def padded_attention(valid: Bool[Array, "rows tokens"]) -> Attend:
   def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, item: Any
   ) -> tuple[jax.Array, Any]:
-    return _attention(q, k, v, mask), item
+    return masked_attention(q, k, v, mask), item
 
   return attend
 
 
-def _attention(
+def masked_attention(
   q: Float[Array, "B L H D"],
   k: Float[Array, "B S K D"],
   v: Float[Array, "B S K D"],
