@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float32, Int32, Key
+from jaxtyping import Array, Float32, Int32, Key
 import numpy as np
 
 from jaxpref import sharding
@@ -63,22 +63,21 @@ def generate(
     top_k=min(top_k, definition.config.vocab_size),
     use_top_p=top_p < 1,
   )
-  given = _Given(
-    np.asarray(eos_ids, np.int32),
-    np.int32(seed),
-    np.float32(temperature),
-    np.float32(top_p),
-  )
   results: list[list[int]] = [[] for _ in prompts]
-  for length, numbers in _batches(prompts, batch_size):
-    tokens, padding = _pad_left([prompts[n] for n in numbers], length)
-    with jax.transfer_guard("allow"):  # whatever the caller's loop forbids
-      decoded = _decode(
-        static, params, tokens, padding, np.asarray(numbers, np.int32), given
-      )
+  with jax.transfer_guard("allow"):  # whatever the caller's loop forbids
+    given = _Given(
+      jnp.asarray(eos_ids, jnp.int32),
+      jnp.int32(seed),
+      jnp.float32(temperature),
+      jnp.float32(top_p),
+    )
+    for length, numbers in _batches(prompts, batch_size):
+      tokens, padding = _pad_left([prompts[n] for n in numbers], length)
+      rows = np.asarray(numbers, np.int32)
+      decoded = _decode(static, params, tokens, padding, rows, given)
       out, count = (np.asarray(x) for x in decoded)
-    for row, number in enumerate(numbers):
-      results[number] = out[row, : count[row]].tolist()
+      for row, number in enumerate(numbers):
+        results[number] = out[row, : count[row]].tolist()
   return results
 
 
@@ -127,10 +126,10 @@ class _Static(NamedTuple):
 class _Given(NamedTuple):
   """Arguments of the program that are the same for all rows."""
 
-  eos_ids: Int32[ArrayLike, " eos"]
-  seed: Int32[ArrayLike, ""]
-  temperature: Float32[ArrayLike, ""]
-  top_p: Float32[ArrayLike, ""]
+  eos_ids: Int32[Array, " eos"]
+  seed: Int32[Array, ""]
+  temperature: Float32[Array, ""]
+  top_p: Float32[Array, ""]
 
 
 @functools.partial(jax.jit, static_argnums=0)
