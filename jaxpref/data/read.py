@@ -41,14 +41,14 @@ def source_files(path: str | pathlib.Path) -> list[pathlib.Path]:
   Raises UserError where there is none, or one is empty.
   """
   root = pathlib.Path(path).expanduser()
-  if root.is_dir():
+  if str(path) and root.is_dir():
     files = sorted(each for each in root.iterdir() if _reader(each))
     if not files:
       raise UserError(
         f"The data folder {root} holds no file whose name ends in {_SUFFIXES}; "
         "put the data files directly in it, or name another path."
       )
-  elif not str(path) or not root.exists():
+  elif not str(path) or not root.exists():  # Path('') is '.'
     raise UserError(
       f"The data path {str(path)!r} does not exist. Set data.path (or "
       f"data.eval_path) to a file whose name ends in {_SUFFIXES}, or to a "

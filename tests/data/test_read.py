@@ -1,0 +1,131 @@
+import gzip
+import json
+import pathlib
+
+import pyarrow as pa
+from pyarrow import parquet
+import pytest
+
+from jaxpref.data.read import Refusal, Row, read_rows, source_files
+from jaxpref.errors import UserError
+
+ROWS = [{"text": f"row {i}, ünïcode \u2028 too"} for i in range(1, 8)]
+
+
+def _write(file: pathlib.Path, rows=ROWS) -> pathlib.Path:
+  lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+  if file.name.endswith(".parquet"):
+    parquet.write_table(pa.Table.from_pylist(rows), file, row_group_size=3)
+  elif file.name.endswith(".gz"):
+    file.write_bytes(gzip.compress(lines.encode()))
+  else:
+    file.write_bytes(lines.encode())
+  return file
+
+
+def _read(path) -> list:
+  return list(read_rows(source_files(path)))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_numbers_every_row(tmp_path, name):
+  expected = [Row(name, i, row) for i, row in enumerate(ROWS, 1)]
+  assert _read(_write(tmp_path / name)) == expected
+  assert expected[6].id == f"{name}:7"
+
+
+def test_reads_a_folder_in_order_of_names(tmp_path):
+  for name in ("c.parquet", "a.jsonl", "b.jsonl.gz"):
+    _write(tmp_path / name, ROWS[:2])
+  (tmp_path / "README.md").write_text("not data")
+  (tmp_path / ".hidden.jsonl").write_text("not data")
+  found = [(row.file, row.number) for row in _read(tmp_path)]
+  names = ("a.jsonl", "b.jsonl.gz", "c.parquet")
+  assert found == [(name, i) for name in names for i in (1, 2)]
+
+
+def test_blank_lines_count_as_lines_but_not_as_rows(tmp_path):
+  file = tmp_path / "a.jsonl"
+  file.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\n   \n{"text": "four"}')
+  assert _read(file) == [
+    Row("a.jsonl", 1, {"text": "one"}),
+    Row("a.jsonl", 4, {"text": "four"}),
+  ]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize(
+  ("line", "kind", "found"),
+  [
+    (b'{"text": "a" "b"}', "not JSON", "',' delimiter at column 14"),
+    (b'{"text": "\xff"}', "not UTF-8", "invalid start byte at byte 11"),
+    (b'["text"]', "not a JSON object", "a list"),
+    (b"null", "not a JSON object", "a NoneType"),
+    (b"[" * 100_000, "not JSON", ""),
+    (b'{"n": ' + b"1" * 5000 + b"}", "not JSON", "digits"),
+  ],
+)
+def test_a_broken_line_is_refused_by_file_and_line(
+  tmp_path, suffix, line, kind, found
+):
+  good = json.dumps(ROWS[0]).encode()
+  whole = b"\n".join([good] * 6 + [line] + [good])
+  file = tmp_path / f"a{suffix}"
+  file.write_bytes(gzip.compress(whole) if suffix.endswith("gz") else whole)
+  rows = _read(file)
+  refusal = rows.pop(6)
+  assert isinstance(refusal, Refusal)
+  assert (refusal.file, refusal.row, refusal.kind) == (file.name, 7, kind)
+  assert found in refusal.reason
+  assert [row.number for row in rows] == [1, 2, 3, 4, 5, 6, 8]
+
+
+def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
+  values = pa.array([b"one", b"\xff", b"three"], pa.binary())
+  column = pa.Array.from_buffers(pa.string(), 3, values.buffers())
+  parquet.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+  first, second, third = _read(tmp_path / "a.parquet")
+  assert (first.values, third.values) == ({"text": "one"}, {"text": "three"})
+  assert second[:3] == ("a.parquet", 2, "not UTF-8")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
+@pytest.mark.parametrize("damage", ["cut off", "another kind"])
+def test_a_damaged_file_is_named(tmp_path, name, damage):
+  file = _write(tmp_path / name)
+  whole = file.read_bytes()
+  cut = whole[: len(whole) - 20] if damage == "cut off" else b'{"text": ""}\n'
+  file.write_bytes(cut)
+  with pytest.raises(UserError, match=rf"{name}.*(Fetch|write it) .*again"):
+    _read(file)
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("a.jsonl", b"", r"a\.jsonl is empty"),
+    ("a.jsonl", b"\n \n", r"a\.jsonl is empty"),
+    ("a.jsonl.gz", gzip.compress(b""), r"a\.jsonl\.gz is empty"),
+    ("a.csv", b"text\n", r"a\.csv: .*must end in \.jsonl, \.jsonl\.gz or"),
+  ],
+)
+def test_a_file_that_holds_nothing_is_named(tmp_path, name, content, message):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(UserError, match=message):
+    _read(tmp_path / name)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+  with pytest.raises(UserError, match=r"nowhere\.jsonl' does not exist"):
+    _read(tmp_path / "nowhere.jsonl")
+  with pytest.raises(UserError, match="'' does not exist"):
+    _read("")
+  with pytest.raises(UserError, match="holds no file whose name ends in"):
+    _read(tmp_path)
+
+
+def test_an_empty_parquet_file_is_named(tmp_path):
+  table = pa.table({"text": pa.array([], pa.string())})
+  parquet.write_table(table, tmp_path / "a.parquet")
+  with pytest.raises(UserError, match=r"a\.parquet is empty"):
+    _read(tmp_path)
