@@ -81,7 +81,12 @@ class Chart:
           "name": line.name,
           "color": line.color,
           "points": [
-            [round(axes.x(s), 1), round(axes.y(v), 1), f"{s:g}", self.text(v)]
+            [
+              round(axes.x(s), 1),
+              round(axes.y(v), 1),
+              f"{s:,.0f}",
+              self.text(v),
+            ]
             for s, v in line.points
           ],
         }

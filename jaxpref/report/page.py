@@ -143,10 +143,9 @@ def _flatten(
 
 
 def _cell(value: Any) -> str:
-  size = finite(value)
-  return (
-    _plain(value) if size is None else number(size, max(4, len(f"{size:.0f}")))
-  )
+  if isinstance(value, int) and not isinstance(value, bool):
+    return f"{value:,}"
+  return number(value) if isinstance(value, float) else _plain(value)
 
 
 def _plain(value: Any) -> str:
