@@ -83,12 +83,12 @@ class Prepared:
     places = zip(self._view["file"], self._view["row"], strict=True)
     return [f"{names[file]}:{row}" for file, row in places]
 
-  def prompt(self, i: int) -> Int32[np.ndarray, " tokens"]:
+  def prompt(self, i: int | np.integer) -> Int32[np.ndarray, " tokens"]:
     """The tokens of example i's prompt, BOS included."""
     start = self._view["prompt_start"][i]
     return self._arrays["tokens"][start : start + self.prompt_lengths[i]]
 
-  def response(self, j: int) -> Int32[np.ndarray, " tokens"]:
+  def response(self, j: int | np.integer) -> Int32[np.ndarray, " tokens"]:
     """The tokens of response j, EOS included."""
     start = self._view["response_start"][j]
     return self._arrays["tokens"][start : start + self.response_lengths[j]]
