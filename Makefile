@@ -32,8 +32,10 @@ check: .venv/installed-test
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
+# As users run it: compiled at XLA's own optimization level, not at the tests'.
 certify: .venv/installed-test
-	$(BIN)/python -m pytest -m certify
+	XLA_FLAGS="--xla_backend_optimization_level=3 $$XLA_FLAGS" \
+	  $(BIN)/python -m pytest -m certify
 
 format: .venv/installed-test
 	$(BIN)/ruff check --fix --select I --quiet .
@@ -45,10 +47,12 @@ clean:
 	  -exec rm -rf {} +
 
 .venv/installed: .venv/created pyproject.toml constraints.txt
+	@echo "Installing into .venv; the first time this takes a few minutes."
 	$(PIP) install --quiet -c constraints.txt -e .
 	@touch $@
 
 .venv/installed-test: .venv/created pyproject.toml constraints.txt
+	@echo "Installing into .venv; the first time this takes a few minutes."
 	$(PIP) install --quiet -c constraints.txt -e '.[test]'
 	@touch $@ .venv/installed
 

@@ -18,8 +18,10 @@ checked = jaxtyped(typechecker=beartype)
 """Checks shapes and dtypes while tracing; a compiled call pays nothing."""
 
 if TYPE_CHECKING:
+  Leaf = Any  # of a batch: a NumPy array where it is made, then a jax one
   Scalar = float | Array  # an operation with an Array gives an Array
 else:
+  Leaf = ArrayLike
   Scalar = float | int | np.number | Float[ArrayLike, ""]
 """A hyper-parameter: a plain number, or a traced float scalar."""
 
@@ -96,8 +98,8 @@ _pytree = functools.partial(jax.tree_util.register_dataclass)
 class Slots:
   """One entry a response, flat over a micro-batch."""
 
-  example_id: Int32[ArrayLike, "slots"]
-  valid: Bool[ArrayLike, "slots"]
+  example_id: Int32[Leaf, "slots"]
+  valid: Bool[Leaf, "slots"]
 
 
 @_pytree
@@ -105,11 +107,11 @@ class Slots:
 class Comparisons:
   """Which slot is better, flat over a micro-batch."""
 
-  better: Int32[ArrayLike, "pairs"]
-  worse: Int32[ArrayLike, "pairs"]
-  valid: Bool[ArrayLike, "pairs"]
-  weight: Float32[ArrayLike, "pairs"]
-  preference: Float32[ArrayLike, "pairs"]
+  better: Int32[Leaf, "pairs"]
+  worse: Int32[Leaf, "pairs"]
+  valid: Bool[Leaf, "pairs"]
+  weight: Float32[Leaf, "pairs"]
+  preference: Float32[Leaf, "pairs"]
 
 
 @_pytree
@@ -122,18 +124,18 @@ class TextBatch:
   outputs back. The head sees only the response tokens.
   """
 
-  tokens: Int32[ArrayLike, "rows tokens"]
-  position: Int32[ArrayLike, "rows tokens"]
+  tokens: Int32[Leaf, "rows tokens"]
+  position: Int32[Leaf, "rows tokens"]
   # One array [rows, sequences, length] a length class: the token of the row
   # that stands at each place of each sequence; padding repeats token 0.
-  expand: tuple[Int32[ArrayLike, "rows _ _"], ...]
+  expand: tuple[Int32[Leaf, "rows _ _"], ...]
   # The place of each token among the concatenated, flattened sequences.
-  collapse: Int32[ArrayLike, "rows tokens"]
+  collapse: Int32[Leaf, "rows tokens"]
   # Response tokens: where the hidden state that predicts each stands, its id,
   # its slot (the number of slots for padding) and the reference's log-prob.
-  source: Int32[ArrayLike, "rows responses"]
-  target: Int32[ArrayLike, "rows responses"]
-  slot: Int32[ArrayLike, "rows responses"]
-  ref_token_logp: Float32[ArrayLike, "rows responses"] | None
+  source: Int32[Leaf, "rows responses"]
+  target: Int32[Leaf, "rows responses"]
+  slot: Int32[Leaf, "rows responses"]
+  ref_token_logp: Float32[Leaf, "rows responses"] | None
   slots: Slots
   comparisons: Comparisons

@@ -5,12 +5,17 @@ import pathlib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# Before jax is imported, and inherited by the processes that tests start.
-_FLAGS = "--xla_force_host_platform_device_count=8"
-if _FLAGS not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
-  )
+# Before jax is imported, and inherited by the processes that tests start. The
+# lower optimization level halves the seconds spent compiling (44 instead of 79
+# for 24 small training steps) and did not slow what runs; what XLA_FLAGS says
+# already wins.
+for _flag in (
+  "--xla_force_host_platform_device_count=8",
+  "--xla_backend_optimization_level=1",
+):
+  _given = os.environ.get("XLA_FLAGS", "")
+  if _flag.split("=")[0] not in _given:
+    os.environ["XLA_FLAGS"] = f"{_given} {_flag}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_ENABLE_X64", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
