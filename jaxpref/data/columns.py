@@ -66,9 +66,9 @@ def _turn(message: Any, name: str) -> dict[str, Any]:
 
 def _present(values: Mapping[str, Any], name: str) -> Any:
   if name not in values:
-    raise Refused(f"no {name}", f"the row has {names(values)}")
+    raise Refused(f"no {name}", f"the row has {names(values)}; {_ALLOWED}")
   if values[name] is None:
-    raise Refused(f"{name} is null", "it must hold a text or chat messages")
+    raise Refused(f"{name} is null", _ALLOWED)
   return values[name]
 
 
@@ -84,3 +84,6 @@ def _check_unicode(text: str, name: str) -> str:
 
 def _describe(value: Any) -> str:
   return f"found {type(value).__name__} {short(value)}"
+
+
+_ALLOWED = "it must be there and hold a text or chat messages"

@@ -98,7 +98,7 @@ def _render(record: Record, rules: Rules) -> _Text | Unused:
   if all(isinstance(each, str) for each in (record.prompt, *contents)):
     return _Text(str(record.prompt), contents, chat=False)
   try:
-    return _render_chat(record.prompt, contents, rules)
+    return _render_chat(record, contents, rules)
   except UserError:
     raise
   except Exception as error:  # whatever a template raises: jinja2's and others
@@ -107,12 +107,13 @@ def _render(record: Record, rules: Rules) -> _Text | Unused:
 
 
 def _render_chat(
-  prompt: Any, contents: list[Any], rules: Rules
+  record: Record, contents: list[Any], rules: Rules
 ) -> _Text | Unused:
+  prompt: Any = record.prompt
   template = rules.tokenizer.apply_chat_template
   if not rules.tokenizer.chat_template:
     raise UserError(
-      f"The data holds chat messages, and the tokenizer of "
+      f"{record.id} holds chat messages, and the tokenizer of "
       f"{rules.tokenizer.name_or_path} has no chat template to write them as "
       "text. Set model.tokenizer to a folder whose tokenizer has one "
       "(chat_template.jinja), or give prompt, chosen and rejected as texts."

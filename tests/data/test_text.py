@@ -260,7 +260,9 @@ def test_a_template_that_does_not_suit_refuses_the_row(
 
 
 def test_chat_rows_need_a_template(rules):
-  with pytest.raises(UserError, match=r"no chat template.*model\.tokenizer"):
+  with pytest.raises(
+    UserError, match=r"f:1 holds chat.*no chat template.*model\.tokenizer"
+  ):
     _tokenize(rules, _user("hi"), _assistant("x"))
 
 
