@@ -38,7 +38,8 @@ def test_package_loads_nothing_that_can_run_code():
   found = [
     f"{path.relative_to(ROOT)}:{number}"
     for path in _tracked()
-    if path.suffix == ".py" and path != pathlib.Path(__file__).resolve()
+    if path.suffix == ".py"
+    and path.relative_to(ROOT).parts[0] in ("jaxpref", "configs", "benchmarks")
     for number, line in enumerate(_text(path).splitlines(), 1)
     if pattern.search(line)
   ]
