@@ -1,0 +1,61 @@
+"""A tiny random Llama of transformers, and the same of ours."""
+
+from collections.abc import Callable, Mapping
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+SIZES = {
+  "vocab_size": 96,
+  "hidden_size": 32,
+  "intermediate_size": 48,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "max_position_embeddings": 64,
+  "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture
+def make_torch() -> Callable[..., Any]:
+  """make_torch(**config) -> LlamaForCausalLM, float32."""
+  return _make_torch
+
+
+@pytest.fixture
+def folder_of(tmp_path: pathlib.Path) -> Callable[[Any], pathlib.Path]:
+  """folder_of(model) -> where it is saved."""
+
+  def save(model: Any) -> pathlib.Path:
+    model.save_pretrained(tmp_path / "torch")
+    return tmp_path / "torch"
+
+  return save
+
+
+def _make_torch(**given: Any) -> Any:
+  config = transformers.LlamaConfig(**{**SIZES, **_copy(given)})
+  model = transformers.LlamaForCausalLM(config).eval()
+  generator = torch.Generator().manual_seed(0)
+  with torch.no_grad():
+    for name, weight in model.named_parameters():
+      # At 1/sqrt(fan_in), not the usual 0.02, at which attention is all but
+      # uniform and a wrong RoPE base passes.
+      noise = torch.randn(weight.shape, generator=generator)
+      if "norm" in name:
+        weight.copy_(1.0 + 0.3 * noise)
+      else:
+        weight.copy_(noise * weight.shape[-1] ** -0.5)
+  return model
+
+
+def _copy(given: Mapping[str, Any]) -> dict[str, Any]:
+  # transformers completes the dict of RoPE parameters in place.
+  return {
+    key: dict(value) if isinstance(value, dict) else value
+    for key, value in given.items()
+  }
