@@ -1,0 +1,79 @@
+"""Layers against hand values; scanned stacks against a plain loop."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpref.models.layers import (
+  Dtypes,
+  Linear,
+  RMSNorm,
+  scan_layers,
+  stack_layers,
+)
+
+FLOAT32 = Dtypes(jnp.dtype("float32"), jnp.dtype("float32"))
+MIXED = Dtypes(jnp.dtype("bfloat16"), jnp.dtype("float32"))
+
+
+def test_linear_to_heads_and_back():
+  heads = {"heads": 2, "head_dim": 3}
+  rngs = nnx.Rngs(params=0)
+  up = Linear({"embed": 4}, heads, use_bias=True, rngs=rngs, dtypes=FLOAT32)
+  down = Linear(heads, {"embed": 4}, use_bias=False, rngs=rngs, dtypes=FLOAT32)
+  assert up.kernel.get_metadata()["axes"] == ("embed", "heads", "head_dim")
+  assert up.bias.get_metadata()["axes"] == ("heads", "head_dim")
+  assert down.bias is None
+  up.bias[...] = jnp.arange(6.0).reshape(2, 3)
+  x = jnp.arange(8.0).reshape(1, 2, 4)
+  flat = np.asarray(x) @ np.asarray(up.kernel[...]).reshape(4, 6) + np.arange(6)
+  # One product of four terms: the last bit.
+  np.testing.assert_allclose(up(x), flat.reshape(1, 2, 2, 3), rtol=1e-5)
+  back = flat @ np.asarray(down.kernel[...]).reshape(6, 4)
+  np.testing.assert_allclose(down(up(x)), back, rtol=1e-4)
+
+
+def test_rms_norm_by_hand():
+  norm = RMSNorm(2, eps=0.5, rngs=nnx.Rngs(params=0), dtypes=FLOAT32)
+  norm.scale[...] = jnp.array([1.0, 10.0])
+  out = norm(jnp.array([[1.0, 2.0]]))  # mean square 2.5, and 0.5: sqrt(3)
+  np.testing.assert_allclose(out, [[3**-0.5, 20 * 3**-0.5]], rtol=1e-6)
+
+
+def test_rms_norm_takes_the_mean_in_float32():
+  norm = RMSNorm(1000, eps=0.0, rngs=nnx.Rngs(params=0), dtypes=MIXED)
+  x = jnp.full((1, 1000), 3.0, jnp.bfloat16)
+  out = norm(x)
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(out, jnp.ones((1, 1000), jnp.bfloat16))
+
+
+def _stack(num_layers):
+  def make(rngs):
+    return Linear(
+      {"embed": 4}, {"mlp": 4}, use_bias=True, rngs=rngs, dtypes=FLOAT32
+    )
+
+  return stack_layers(make, num_layers, nnx.Rngs(params=0))
+
+
+@pytest.mark.parametrize("remat", ["", "nothing_saveable"])
+def test_scanned_is_unrolled(remat):
+  stack = _stack(3)
+  assert stack.kernel.get_metadata()["axes"] == ("layers", "embed", "mlp")
+  x = jnp.ones((2, 4))
+  items = jnp.arange(3.0)
+
+  def call(layer, x, item):
+    return jnp.tanh(layer(x)) + item, jnp.sum(x)
+
+  out, sums = scan_layers(stack, call, x, items, remat=remat)
+  expected, expected_sums = x, []
+  for layer in range(3):
+    expected_sums.append(jnp.sum(expected))
+    kernel, bias = stack.kernel[...][layer], stack.bias[...][layer]
+    expected = jnp.tanh(expected @ kernel + bias[None]) + items[layer]
+  np.testing.assert_allclose(out, expected, rtol=1e-6)
+  np.testing.assert_allclose(sums, jnp.stack(expected_sums), rtol=1e-6)
