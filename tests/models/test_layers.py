@@ -1,7 +1,6 @@
 """Layers against hand values; scanned stacks against a plain loop."""
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
