@@ -95,9 +95,9 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
 
   with jax.set_mesh(mesh), Interrupt() as interrupt:
     frozen = _open_reference(
-      reference, settings, source, places, [steps, test_steps], put
+      reference, settings, source, places, steps, test_steps, put
     )
-    step = make_step(objective, tx, where)
+    step = make_step(objective, tx, schedule, where)
     evaluate = (
       held_out(make_evaluate(objective), frozen, test_steps, put)
       if test_steps
@@ -130,7 +130,6 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
       settings=settings.train,
       log=log,
       checkpoints=checkpoints,
-      learning_rate=schedule,
       judge=judge,
       interrupted=interrupt.requested,
     )
@@ -198,8 +197,9 @@ def _reference_mode(settings: config.Config) -> str:
   'auto' caches where the run sees every example at least once, and else keeps
   a live copy, which is then the cheaper.
   """
-  mode, needed = settings.reference.mode, needs_reference(
-    find_loss(settings.loss)
+  mode, needed = (
+    settings.reference.mode,
+    needs_reference(find_loss(settings.loss)),
   )
   if not needed:
     return "none"
@@ -259,9 +259,7 @@ def _make_steps(
   )
   epoch = -(-len(train.prompt_lengths) // data.batch_size)
   num_steps = settings.train.steps or epoch * data.epochs
-  steps = make(
-    train, shuffle=data.shuffle, seed=data.seed, num_steps=num_steps
-  )
+  steps = make(train, shuffle=data.shuffle, seed=data.seed, num_steps=num_steps)
   return steps, make(test) if test else None
 
 
@@ -270,7 +268,8 @@ def _open_reference(
   settings: config.Config,
   policy: Source,
   places: Any,
-  parts: list[Steps | None],
+  steps: Steps,
+  test_steps: Steps | None,
   put: Callable[[Any], Any],
 ) -> Mapping[str, Params]:
   """Frozen parameters by role; cached log-probs are put into the steps."""
@@ -280,14 +279,13 @@ def _open_reference(
   source = dataclasses.replace(policy, path=path)
   if path != policy.path:
     _check_same_shape(source, huggingface.read_config(path))
-  steps = parts[0]
   if mode == "auto":
     once = len(steps) >= steps.steps_per_epoch
     mode = "cached" if once else "live"
   if mode == "live":
     return {"reference": source.load(places)}
   load = functools.cache(functools.partial(source.load, places))
-  for part in filter(None, parts):
+  for part in filter(None, (steps, test_steps)):
     part.ref_token_logp = reference_logps(
       part,
       source.definition,
@@ -369,7 +367,7 @@ def _put(mesh: jax.sharding.Mesh, batch: TextBatch) -> TextBatch:
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
   if not isinstance(tree, dict):
     return {prefix.rstrip("."): tree}
-  flat = {}
+  flat: dict[str, Any] = {}
   for key, value in tree.items():
     flat |= _flat(value, f"{prefix}{key}.")
   return flat

@@ -69,9 +69,7 @@ def make_batch(
     source=np.zeros((*lead, shape.responses), np.int32),
     target=np.zeros((*lead, shape.responses), np.int32),
     slot=np.full((*lead, shape.responses), shape.slots, np.int32),
-    ref_token_logp=None
-    if ref_token_logp is None
-    else np.zeros((*lead, shape.responses), np.float32),
+    ref_token_logp=_reference(data, packing, shape, ref_token_logp),
     slots=_slots(packing, shape),
     comparisons=_comparisons(data, packing, shape),
   )
@@ -79,11 +77,6 @@ def make_batch(
     slot_of = _slot_numbers(micro)
     for r, row in enumerate(micro):
       _fill_row(data, row, shape, slot_of, batch, (m, r))
-  if ref_token_logp is not None:
-    for m, r, start, number, length in places(data, packing):
-      first = data.first_token[number]
-      values = ref_token_logp[first : first + length]
-      batch.ref_token_logp[m, r, start : start + length] = values
   return batch
 
 
@@ -131,6 +124,20 @@ def _fill_row(
       batch.source[at][here] = sequence[len(prompt) - 1 : -1]
       batch.target[at][here] = response
       batch.slot[at][here] = slot_of[number]
+
+
+def _reference(
+  data: Prepared, packing: Packing, shape: Shape, values: np.ndarray | None
+) -> np.ndarray | None:
+  if values is None:
+    return None
+  size = (shape.micro_batches, shape.rows, shape.responses)
+  reference = np.zeros(size, np.float32)
+  for m, r, start, number, length in places(data, packing):
+    first = data.first_token[number]
+    part = values[first : first + length]
+    reference[m, r, start : start + length] = part
+  return reference
 
 
 def _length_classes(shape: Shape) -> list[tuple[int, int]]:

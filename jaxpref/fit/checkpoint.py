@@ -1,8 +1,8 @@
 """Asynchronous Orbax checkpoints that survive kills and torn files."""
 
 import pathlib
-from typing import Any
 import shutil
+from typing import Any
 
 from absl import logging
 import jax

@@ -54,7 +54,6 @@ def fit(
   settings: config.Train,
   log: RunLog,
   checkpoints: Checkpoints,
-  learning_rate: Callable[[int], float],
   judge: Callable[[TrainState, int], dict[str, float]],
   interrupted: Callable[[int], bool],
 ) -> tuple[TrainState, int]:
@@ -75,7 +74,6 @@ def fit(
     settings: how often to log, judge and save.
     log: where the numbers go.
     checkpoints: where states go.
-    learning_rate: the rate of an update, for the log.
     judge: numbers of a state worth keeping, after this many steps.
     interrupted: whether to leave after this many steps.
 
@@ -92,7 +90,6 @@ def fit(
     if not pending:
       return
     values = window.averages()
-    values["learning_rate"] = float(learning_rate(pending - 1))
     log.write(pending, {**values, **(extra or {})})
     log.progress(pending, values)
     if not np.isfinite(values["loss"]):

@@ -47,7 +47,7 @@ class RunLog:
     """Writes a step's numbers, safe from a kill once this returns."""
     if not self._active:
       return
-    line = {"step": step}
+    line: dict[str, float | None] = {"step": step}
     # JSON has no nan or inf; null is what readers expect.
     for name, value in values.items():
       line[name] = value if math.isfinite(value) else None
@@ -59,16 +59,18 @@ class RunLog:
     """Moves the bar to `step` and shows what people look at."""
     if not self._active:
       return
+    pairs = "pairs" if values.get("pairs_per_second") else "tokens"
     shown = {
       "loss": "loss",
       "rewards/accuracies": "accuracy",
-      "pairs_per_second": "pairs/s",
+      f"{pairs}_per_second": f"{pairs}/s",
     }
-    self._bar.set_postfix(
-      {short: f"{values[name]:.4g}" for name, short in shown.items()
-       if name in values},
-      refresh=False,
-    )  # fmt: skip
+    texts = {
+      short: f"{values[name]:.4g}"
+      for name, short in shown.items()
+      if name in values
+    }
+    self._bar.set_postfix(texts, refresh=False)
     self._bar.update(step - self._bar.n)
 
   def close(self) -> None:

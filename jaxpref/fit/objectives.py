@@ -123,7 +123,8 @@ class _Views:
   def __init__(
     self, batch: TextBatch, logp: Array, ref_logp: Array | None
   ) -> None:
-    self.batch, self.token_logp, self.ref_token_logp = batch, logp, ref_logp
+    self.batch, self.token_logp = batch, logp
+    self.ref_token_logp: Any = ref_logp  # None where no loss asks for it
 
   def __getitem__(self, name: str) -> Array:
     if name in ("token_logp", "ref_token_logp"):

@@ -8,9 +8,7 @@ import optax
 from jaxpref import config
 
 
-def make_schedule(
-  settings: config.Optimizer, num_steps: int
-) -> optax.Schedule:
+def make_schedule(settings: config.Optimizer, num_steps: int) -> optax.Schedule:
   """Learning rate by update (from 0): linear warm-up, then `schedule`.
 
   The first update of a warm-up has learning rate 0, as in transformers.

@@ -17,13 +17,16 @@ from jaxpref.types import Params, Term
 @functools.partial(jax.tree_util.register_dataclass)
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """All that training changes; it is what a checkpoint holds."""
+  """All that training changes; it is what a checkpoint holds.
 
-  step: jax.Array  # int32, updates made so far; it is the data's state too
+  A pytree: of arrays, and of their shapes or shardings.
+  """
+
+  step: Any  # int32, updates made so far; it is the data's state too
   params: Mapping[str, Params]  # by role
   opt_state: Any
   objective: Any  # what the objective keeps between steps
-  key: jax.Array  # uint32, the seed; draws fold the step into it
+  key: Any  # uint32, the seed; draws fold the step into it
 
 
 Step = Callable[[TrainState, Mapping[str, Params], Any], tuple[TrainState, Any]]
@@ -75,6 +78,7 @@ def state_shardings(
 def make_step(
   objective: Objective,
   tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
   shardings: TrainState,
 ) -> Step:
   """step(state, frozen, batch) -> (state, metrics).
@@ -82,7 +86,7 @@ def make_step(
   The leaves of `batch` stack micro-batches on their first axis. A term's
   gradient is the sum over micro-batches divided by the sum of its counts, so
   the number and the evenness of micro-batches do not matter. Metrics are
-  Terms; `grad_norm`, before clipping, is one of count 1.
+  Terms; `grad_norm`, before clipping, and `learning_rate` have count 1.
   """
 
   def step(
@@ -93,8 +97,8 @@ def make_step(
 
     def loss(params: Any, kept: Any, part: Any) -> tuple[jax.Array, Any]:
       terms, kept, metrics = objective(params, frozen, kept, part, key)
-      total = sum(term.total / counts[name] for name, term in terms.items())
-      return total, (kept, metrics)
+      shares = [term.total / counts[name] for name, term in terms.items()]
+      return jnp.sum(jnp.stack(shares)), (kept, metrics)
 
     def accumulate(carry: Any, part: Any) -> tuple[Any, Terms]:
       grads, kept = carry
@@ -116,14 +120,13 @@ def make_step(
       key=state.key,
     )
     metrics = _sum_micro_batches(metrics)
-    metrics["grad_norm"] = Term(optax.global_norm(grads), jnp.float32(1.0))
+    metrics["grad_norm"] = _one(optax.global_norm(grads))
+    metrics["learning_rate"] = _one(schedule(state.step))
     return new_state, metrics
 
   # Pinned output shardings: else the second step compiles again.
   everywhere = sharding.replicated(shardings.step.mesh)
-  return jax.jit(
-    step, donate_argnums=0, out_shardings=(shardings, everywhere)
-  )
+  return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
 def make_evaluate(objective: Objective) -> Evaluate:
@@ -135,9 +138,9 @@ def make_evaluate(objective: Objective) -> Evaluate:
   ) -> Terms:
     key = jax.random.wrap_key_data(state.key)
     metrics = jax.lax.map(
-      lambda part: objective(
-        state.params, frozen, state.objective, part, key
-      )[2],
+      lambda part: objective(state.params, frozen, state.objective, part, key)[
+        2
+      ],
       batch,
     )
     return _sum_micro_batches(metrics)
@@ -164,6 +167,10 @@ def _counts(
 
   totals = jax.tree.map(jnp.sum, jax.lax.map(count, batch))
   return {name: jnp.maximum(total, 1.0) for name, total in totals.items()}
+
+
+def _one(value: Any) -> Term:
+  return Term(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
 
 
 def _sum_micro_batches(metrics: Terms) -> Terms:

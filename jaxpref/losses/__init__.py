@@ -22,5 +22,5 @@ def get(name: str) -> Callable[..., object]:
   if name in known:
     return globals()[name]
   close = difflib.get_close_matches(name, known, n=1)
-  hint = f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(known)
-  raise ValueError(f"there is no loss {name!r}; {hint}")
+  names = close or known
+  raise ValueError(f"there is no loss {name!r}; known: {', '.join(names)}")
