@@ -1,7 +1,10 @@
 """What every test shares: 8 host devices, strict numerics, real material."""
 
+from collections.abc import Callable
+import json
 import os
 import pathlib
+from typing import Any
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -43,3 +46,31 @@ def shared() -> pathlib.Path:
       "JAXPREF_SHARED points"
     )
   return folder
+
+
+@pytest.fixture(scope="session")
+def make_prepared(
+  tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Any]:
+  """make_prepared(examples) -> Prepared, written and read as by `prepare`.
+
+  An example is (prompt ids, [response ids, ...], [comparison, ...]), and a
+  comparison the arguments of `types.Comparison`: (better, worse, ...).
+  """
+  from jaxpref.data import build, cache, text
+  from jaxpref.types import Comparison, Record, Response
+
+  def make(examples: Any) -> cache.Prepared:
+    folder = tmp_path_factory.mktemp("prepared")
+    table = build._Table(folder, {"made": 0})
+    for row, (prompt, responses, pairs) in enumerate(examples):
+      pairs = [Comparison(*pair) for pair in pairs]
+      texts = [Response("")] * len(responses)
+      record = Record(f"made:{row}", "", texts, pairs)
+      table.append(record, text.Tokens(list(prompt), list(responses)))
+    fingerprint, counts = table.close()
+    manifest = {"files": ["made"], "fingerprint": fingerprint, "stats": counts}
+    (folder / cache.MANIFEST).write_text(json.dumps(manifest))
+    return cache.Prepared(folder)
+
+  return make
