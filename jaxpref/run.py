@@ -93,7 +93,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   )
   put = functools.partial(_put, mesh)
 
-  with jax.set_mesh(mesh), Interrupt() as interrupt:
+  with jax.set_mesh(mesh):
     frozen = _open_reference(
       reference, settings, source, places, steps, test_steps, put
     )
@@ -119,20 +119,21 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
     log = RunLog(workdir, start=start, stop=len(steps))
     if start == 0 and (before := judge(state, 0)):
       log.write(0, before)
-    state, reached = fit(
-      step,
-      state,
-      frozen,
-      steps,
-      start=start,
-      stop=len(steps),
-      put=put,
-      settings=settings.train,
-      log=log,
-      checkpoints=checkpoints,
-      judge=judge,
-      interrupted=interrupt.requested,
-    )
+    with Interrupt() as interrupt:
+      state, reached = fit(
+        step,
+        state,
+        frozen,
+        steps,
+        start=start,
+        stop=len(steps),
+        put=put,
+        settings=settings.train,
+        log=log,
+        checkpoints=checkpoints,
+        judge=judge,
+        interrupted=interrupt.requested,
+      )
     log.close()
     checkpoints.close()
     if reached < len(steps):
@@ -279,6 +280,7 @@ def _open_reference(
   source = dataclasses.replace(policy, path=path)
   if path != policy.path:
     _check_same_shape(source, huggingface.read_config(path))
+    huggingface.check_params(path, source.definition)
   if mode == "auto":
     once = len(steps) >= steps.steps_per_epoch
     mode = "cached" if once else "live"

@@ -21,7 +21,7 @@ from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.llama.weights import IGNORED, TIED, Weight, weights
 from jaxpref.types import Params
 
-__all__ = ["load_params", "read_config", "save_pretrained"]
+__all__ = ["check_params", "load_params", "read_config", "save_pretrained"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -69,6 +69,14 @@ def load_params(
         place = place.setdefault(key, {})
       place[weight.path[-1]] = _load_leaf(tensors, weight, leaf, sharding)
   return params
+
+
+def check_params(folder: str | pathlib.Path, definition: Definition) -> None:
+  """Raises UserError where `load_params` would; reads no tensor."""
+  with contextlib.ExitStack() as stack:
+    tensors = _open_tensors(pathlib.Path(folder), stack)
+    table = weights(definition.config)
+    _check_tensors(pathlib.Path(folder), tensors, table, definition.config)
 
 
 def _read_json(path: pathlib.Path) -> Any:

@@ -66,6 +66,8 @@ def open_source(settings: config.Model, *, seed: int, tokenizer: Any) -> Source:
     param_dtype=settings.param_dtype,
     remat=settings.remat,
   )
+  if settings.path:
+    huggingface.check_params(settings.path, definition)
   return Source(definition, settings.path, seed)
 
 
