@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 import os
 import pathlib
+import signal
 import sys
 import textwrap
 
@@ -15,7 +16,6 @@ import jax
 
 from jaxpref import config
 from jaxpref.errors import UserError
-from jaxpref.run import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       jax.config.update("jax_debug_nans", True)
     _join_processes()
     settings, module = config.load(flags.config, overrides)
+    from jaxpref.run import run  # seconds: a mistake above needs none of it
+
     workdir = pathlib.Path(flags.workdir)
     make_inputs = getattr(module, "make_inputs", None)
     if make_inputs is not None:
@@ -75,5 +77,22 @@ def _join_processes() -> None:
     jax.distributed.initialize()
 
 
+def _leave_on_sigterm() -> None:
+  """Until training begins, and after it, there is nothing to save.
+
+  Files get their names when they are whole, so it is safe to leave at any
+  moment. Of several processes none leaves by itself: see `fit.interrupt`.
+  """
+
+  def leave(number: int, frame: object) -> None:
+    del number, frame
+    os.write(2, b"\nStopped by SIGTERM; a rerun goes on from here.\n")
+    sys.exit(0)
+
+  if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+    signal.signal(signal.SIGTERM, leave)
+
+
 if __name__ == "__main__":
+  _leave_on_sigterm()
   sys.exit(main())

@@ -8,7 +8,6 @@ import pathlib
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 
@@ -33,6 +32,8 @@ class RunLog:
     self._active = jax.process_index() == 0
     if not self._active:
       return
+    from tensorboardX import SummaryWriter  # imports torch, where there is one
+
     path = workdir / "metrics.jsonl"
     _cut_back(path, start)
     self._file = path.open("a", encoding="utf-8")
@@ -96,7 +97,9 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _cut_back(path: pathlib.Path, step: int) -> None:
-  kept = [each for each in read_metrics(path.parent) if each["step"] <= step]
+  # A run that begins anew also writes anew what stood before step 1.
+  lines = read_metrics(path.parent) if step else []
+  kept = [each for each in lines if each["step"] <= step]
   temporary = path.with_suffix(".tmp")
   temporary.write_text("".join(json.dumps(each) + "\n" for each in kept))
   temporary.replace(path)
