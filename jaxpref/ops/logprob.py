@@ -48,7 +48,7 @@ def token_logp(
     logits = constrain(logits, ("batch", "length", "vocab"))
     # A sum over a mask, not a gather: it fuses, its gradient is no scatter,
     # and each shard of the vocabulary looks at its own part.
-    hit = part[1][..., None] == jnp.arange(logits.shape[-1])
+    hit = part[1][..., None] == jnp.arange(logits.shape[-1])[None, None]
     at_target = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
     return None, at_target - jax.nn.logsumexp(logits, axis=-1)
 
