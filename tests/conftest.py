@@ -1,9 +1,11 @@
 """What every test shares: 8 host devices, strict numerics, real material."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import json
 import os
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -74,3 +76,55 @@ def make_prepared(
     return cache.Prepared(folder)
 
   return make
+
+
+class Launch:
+  """`python -m jaxpref.launch` in a process of its own, as users run it."""
+
+  def __init__(self, cache: pathlib.Path):
+    self.cache = cache
+
+  def __call__(
+    self, workdir: pathlib.Path, *arguments: Any, status: int = 0, **given: Any
+  ) -> subprocess.CompletedProcess[str]:
+    """Runs to the end; fails where the exit status is another."""
+    process = self.start(workdir, *arguments, **given)
+    out, err = process.communicate(timeout=1200)
+    assert process.returncode == status, f"{process.returncode}\n{out}\n{err}"
+    return subprocess.CompletedProcess(process.args, status, out, err)
+
+  def start(
+    self,
+    workdir: pathlib.Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    config: str = "configs/dpo.py",
+    devices: int = 1,
+    environment: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
+  ) -> subprocess.Popen[str]:
+    """Starts it under overrides such as {"data.seed": 1}."""
+    command = [sys.executable, "-m", "jaxpref.launch", f"--config={config}"]
+    command += [f"--workdir={workdir}", *arguments]
+    command += [f"--config.{key}={x}" for key, x in (overrides or {}).items()]
+    count = "--xla_force_host_platform_device_count"
+    flags = os.environ["XLA_FLAGS"].split()
+    flags = [flag for flag in flags if not flag.startswith(count)]
+    return subprocess.Popen(
+      command,
+      cwd=_ROOT,
+      env={
+        **os.environ,
+        "JAXPREF_CACHE": str(self.cache),
+        "XLA_FLAGS": " ".join([*flags, f"{count}={devices}"]),
+        **(environment or {}),
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+  return Launch(tmp_path_factory.mktemp("cache"))
