@@ -72,9 +72,30 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
 
 def _join_processes() -> None:
-  """Joins the other processes of a cluster, where there is one."""
-  if "JAX_COORDINATOR_ADDRESS" in os.environ:
-    jax.distributed.initialize()
+  """Joins the other processes of a cluster, where there is one.
+
+  JAX_COORDINATOR_ADDRESS says that there is. JAX finds the number of processes
+  and this one's by itself on Slurm and others; else JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID give them.
+  """
+  if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+    return
+  numbers = {
+    key: os.environ.get(name)
+    for key, name in (
+      ("num_processes", "JAX_NUM_PROCESSES"),
+      ("process_id", "JAX_PROCESS_ID"),
+    )
+  }
+  try:
+    given = {key: int(text) for key, text in numbers.items() if text}
+    jax.distributed.initialize(**given)
+  except ValueError as error:
+    raise UserError(
+      f"JAX_COORDINATOR_ADDRESS is set, and the processes cannot join: {error} "
+      "Set JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0 in each of them, or "
+      "unset JAX_COORDINATOR_ADDRESS to run one process."
+    ) from error
 
 
 def _leave_on_sigterm() -> None:

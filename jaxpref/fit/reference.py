@@ -58,7 +58,8 @@ def reference_logps(
     backend=jax.default_backend(),
   )
   path = config.cache_folder() / "reference" / f"{key}.safetensors"
-  if path.exists():
+  # Computing takes all processes, and each may have a disk of its own.
+  if _all_have(path):
     return load_file(path)["token_logp"]
 
   @jax.jit
@@ -77,9 +78,15 @@ def reference_logps(
       values[first : first + place.length] = logp[place.micro, place.row][
         place.start : place.start + place.length
       ]
-  if jax.process_index() == 0:
+  if not path.exists():
     _write(path, values)
   return values
+
+
+def _all_have(path: pathlib.Path) -> bool:
+  if jax.process_count() == 1:
+    return path.exists()
+  return bool(np.all(multihost_utils.process_allgather(path.exists())))
 
 
 def _digest(**parts: Any) -> str:
