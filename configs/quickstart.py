@@ -24,7 +24,7 @@ from jaxpref.run import run, say
 
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
-  config.loss = {"name": "dpo", "beta": 0.5}
+  config.loss = {"name": "dpo", "beta": 0.2}
   config.optimizer = {"learning_rate": 1e-4, "schedule": "linear"}
   config.data = {
     "batch_size": 16,
