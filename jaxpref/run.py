@@ -339,7 +339,11 @@ def _write_inputs(
   if jax.process_index():
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  stats = {"train": train.stats} | ({"eval": test.stats} if test else {})
+  stats: dict[str, Any] = {"train": train.stats}
+  if test:
+    # Held-out examples are part of the same preparation.
+    held_out = settings.data.eval_holdout
+    stats["eval"] = {"examples": len(test)} if held_out else test.stats
   for name, content in (
     ("config.json", config.to_dict(settings)),
     ("data.json", stats),

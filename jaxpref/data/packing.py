@@ -129,9 +129,7 @@ def pack_fewest(
     )
     if packing is not None:
       return packing
-    # One micro-batch an example always suffices unless a single one needs
-    # more rows than there are; `Steps` refuses that before.
-    count += 1
+    count += 1  # ends: `Steps` has seen each example fit a micro-batch
 
 
 def round_up(size: int, steps: int) -> int:

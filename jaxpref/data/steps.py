@@ -16,6 +16,7 @@ from jaxpref.data.packing import (
   Packing,
   Piece,
   Shape,
+  pack,
   pack_fewest,
   split_example,
 )
@@ -105,26 +106,32 @@ class Steps:
     return iter(steps.to_iter_dataset(options))
 
   def _check_rows(self) -> None:
+    """Every example must fit into the rows of one micro-batch."""
     prompts = np.repeat(
       self.data.prompt_lengths, np.diff(self.data.first_response)
     )
-    longest = int(np.max(prompts + self.data.response_lengths))
+    sequences = prompts + self.data.response_lengths
+    longest = int(sequences.max())
     if longest > self.row_length:
       raise UserError(
         f"config.data.row_length is {self.row_length}, and the longest prompt "
         f"with one response has {longest} tokens. Set it to at least that, or "
         "lower config.data.max_length."
       )
-    most = max(
-      len(self._pieces(i)) for i in range(len(self.data.prompt_lengths))
-    )
-    # Rows hold at least one piece each, so this always suffices.
-    if most > self.rows:
-      raise UserError(
-        f"An example needs {most} rows of config.data.row_length="
-        f"{self.row_length} tokens in one micro-batch, which has {self.rows}. "
-        "Raise config.data.row_length or config.data.rows_per_device."
-      )
+    # Only examples that may be too long for one row are looked at.
+    sizes = np.add.reduceat(sequences, self.data.first_response[:-1])
+    for example in np.flatnonzero(sizes > self.row_length):
+      pieces = self._pieces(int(example))
+      if not pack(
+        [pieces], micro_batches=1, rows=self.rows, row_length=self.row_length
+      ):
+        raise UserError(
+          f"{self.data.ids[example]} has {len(pieces)} parts of up to "
+          f"{max(piece.size for piece in pieces)} tokens, which do not fit "
+          f"into the {self.rows} rows of {self.row_length} tokens of one "
+          "micro-batch. Raise config.data.row_length or "
+          "config.data.rows_per_device."
+        )
 
   def _permutation(self, epoch: int) -> np.ndarray:
     count = len(self.data.prompt_lengths)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxpref import config
 from jaxpref.data.prepared import Prepared
+from jaxpref.data.tokenizer import Rules
 from jaxpref.errors import UserError
 from jaxpref.models.build import Definition
 from jaxpref.sample.text import generate
@@ -86,18 +87,34 @@ class Preview:
     if not self._settings.num_prompts:
       return []
     if self._settings.prompts:
-      texts = _read_prompts(pathlib.Path(self._settings.prompts))
+      prompts = _read_prompts(pathlib.Path(self._settings.prompts))
       return [
-        self._tokenizer.encode(text)
-        for text in texts[: self._settings.num_prompts]
+        self._encode(prompt) for prompt in prompts[: self._settings.num_prompts]
       ]
     if held_out is None:
       return []
     count = min(self._settings.num_prompts, len(held_out.prompt_lengths))
     return [held_out.prompt(i).tolist() for i in range(count)]
 
+  def _encode(self, prompt: Any) -> list[int]:
+    """A text with the tokenizer's BOS, or messages in its chat template."""
+    rules = Rules(self._tokenizer)
+    if isinstance(prompt, str):
+      return [*rules.prefix, *rules.encode([prompt])[0].ids]
+    try:
+      text = self._tokenizer.apply_chat_template(
+        prompt, tokenize=False, add_generation_prompt=True
+      )
+    except Exception as error:  # whatever a template raises
+      raise UserError(
+        "config.sample.prompts: a prompt cannot be written by the tokenizer's "
+        f"chat template ({type(error).__name__}: {error}). Give texts, or "
+        "messages such as [{'role': 'user', 'content': ...}]."
+      ) from error
+    return rules.encode([text])[0].ids
 
-def _read_prompts(path: pathlib.Path) -> list[str]:
+
+def _read_prompts(path: pathlib.Path) -> list[Any]:
   """Prompts of a text file, one a line, or of JSONL with `prompt`."""
   if not path.is_file():
     raise UserError(
