@@ -342,8 +342,8 @@ def _write_inputs(
   stats: dict[str, Any] = {"train": train.stats}
   if test:
     # Held-out examples are part of the same preparation.
-    held_out = settings.data.eval_holdout
-    stats["eval"] = {"examples": len(test)} if held_out else test.stats
+    same = settings.data.eval_holdout
+    stats["eval"] = {"examples": len(test)} if same else test.stats
   for name, content in (
     ("config.json", config.to_dict(settings)),
     ("data.json", stats),

@@ -126,7 +126,7 @@ class Steps:
         [pieces], micro_batches=1, rows=self.rows, row_length=self.row_length
       ):
         raise UserError(
-          f"{self.data.ids[example]} has {len(pieces)} parts of up to "
+          f"{self.data.ids[int(example)]} has {len(pieces)} parts of up to "
           f"{max(piece.size for piece in pieces)} tokens, which do not fit "
           f"into the {self.rows} rows of {self.row_length} tokens of one "
           "micro-batch. Raise config.data.row_length or "
