@@ -132,6 +132,31 @@ def pack_fewest(
     count += 1  # ends: `Steps` has seen each example fit a micro-batch
 
 
+def merge_lengths(lengths: Sequence[int], classes: int) -> tuple[int, ...]:
+  """Raises lengths, longest first, so that at most `classes` differ.
+
+  Each different length is attention compiled anew. The sum of squares, which
+  is what attention costs, grows as little as it can.
+  """
+  groups = [(value, len(list(g))) for value, g in itertools.groupby(lengths)]
+
+  def raised(start: int, stop: int) -> tuple[int, ...]:
+    """Groups start ... stop - 1, all as long as the first."""
+    return (groups[start][0],) * sum(size for _, size in groups[start:stop])
+
+  def cost(merged: tuple[int, ...]) -> int:
+    return sum(length * length for length in merged)
+
+  # best[n]: of the first n groups, with one class more in each round.
+  best = [(), *(raised(0, stop) for stop in range(1, len(groups) + 1))]
+  for _ in range(1, classes):
+    best = [()] + [
+      min((best[k] + raised(k, stop) for k in range(stop)), key=cost)
+      for stop in range(1, len(best))
+    ]
+  return best[-1]
+
+
 def round_up(size: int, steps: int) -> int:
   """`size`, or a little more, so that nearby sizes share a compiled program.
 

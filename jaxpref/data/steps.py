@@ -6,6 +6,7 @@ resumed run goes on with the very next example.
 """
 
 from collections.abc import Iterator
+import dataclasses
 import functools
 
 import grain
@@ -16,6 +17,7 @@ from jaxpref.data.packing import (
   Packing,
   Piece,
   Shape,
+  merge_lengths,
   pack,
   pack_fewest,
   split_example,
@@ -24,6 +26,7 @@ from jaxpref.data.prepared import Prepared
 from jaxpref.errors import UserError
 from jaxpref.types import TextBatch
 
+_LENGTH_CLASSES = 4  # more fit tighter, and take longer to compile
 _PLANNED_STEPS = 512  # looked at before the first, to choose one shape
 
 
@@ -146,7 +149,9 @@ class Steps:
       batch.needed_shape(self.data, self._pack(step, fewest))
       for step in range(count)
     )
-    return functools.reduce(Shape.join, needs)
+    shape = functools.reduce(Shape.join, needs)
+    merged = merge_lengths(shape.sequences, _LENGTH_CLASSES)
+    return dataclasses.replace(shape, sequences=merged)
 
   def _pack(self, step: int, at_least: int = 1) -> Packing:
     return pack_fewest(
