@@ -1,6 +1,7 @@
-"""Reference log-probabilities, cached on disk one value a token."""
+"""The reference: a live copy, or log-probs cached on disk, one a token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 import hashlib
 import json
@@ -18,11 +19,67 @@ from tqdm import tqdm
 from jaxpref import config
 from jaxpref.data.batch import places
 from jaxpref.data.steps import Steps
-from jaxpref.fit.objectives import score_text
+from jaxpref.errors import UserError
+from jaxpref.fit.objectives import find_loss, needs_reference, score_text
+from jaxpref.models import huggingface
 from jaxpref.models.build import Definition
+from jaxpref.models.source import Source, compute_dtype
 from jaxpref.types import Params
 
 _VERSION = 1  # of the values; change it when the same inputs give others
+
+
+def reference_mode(settings: config.Config) -> str:
+  """What `reference.mode` comes to for this loss.
+
+  'auto' caches where the run sees every example at least once, and else keeps
+  a live copy, which is then the cheaper.
+  """
+  mode = settings.reference.mode
+  if not needs_reference(find_loss(settings.loss)):
+    return "none"
+  if mode == "none":
+    raise UserError(
+      f"config.reference.mode is 'none', and the loss {settings.loss.name!r} "
+      "compares with a reference. Set it to auto, live or cached."
+    )
+  return mode
+
+
+def open_reference(
+  mode: str,
+  settings: config.Config,
+  policy: Source,
+  places: Any,
+  steps: Steps,
+  test_steps: Steps | None,
+  put: Callable[[Any], Any],
+) -> Mapping[str, Params]:
+  """Frozen parameters by role; cached log-probs are put into the steps."""
+  if mode == "none":
+    return {}
+  path = settings.reference.path or policy.path
+  source = dataclasses.replace(policy, path=path)
+  if path != policy.path:
+    _check_same_shape(source, huggingface.read_config(path))
+    huggingface.check_params(path, source.definition)
+  if mode == "auto":
+    once = len(steps) >= steps.steps_per_epoch
+    mode = "cached" if once else "live"
+  if mode == "live":
+    return {"reference": source.load(places)}
+  load = functools.cache(functools.partial(source.load, places))
+  for part in filter(None, (steps, test_steps)):
+    part.ref_token_logp = reference_logps(
+      part,
+      source.definition,
+      load,
+      weights=source.identity,
+      dtype=compute_dtype(settings.model),
+      head_block=settings.model.head_block,
+      put=put,
+    )
+  return {}
 
 
 def reference_logps(
@@ -87,6 +144,14 @@ def _all_have(path: pathlib.Path) -> bool:
   if jax.process_count() == 1:
     return path.exists()
   return bool(np.all(multihost_utils.process_allgather(path.exists())))
+
+
+def _check_same_shape(source: Source, other: Any) -> None:
+  if other != source.definition.config:
+    raise UserError(
+      f"config.reference.path {source.path} holds a model of another shape "
+      "than the policy's. Give a folder with the same config.json."
+    )
 
 
 def _digest(**parts: Any) -> str:
