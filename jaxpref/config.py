@@ -149,7 +149,6 @@ POSITIVE = (
   "data.rows_per_device", "data.batch_size", "data.epochs", "train.log_every",
   "sample.per_prompt", "sample.max_new_tokens",
 )  # fmt: skip
-_NOT_NEGATIVE = (int, float)
 
 
 def load(path: str, overrides: Mapping[str, str]) -> tuple[Config, Any]:
@@ -232,7 +231,18 @@ def _put(tree: dict[str, Any], key: str, text: str) -> None:
     tree = tree.setdefault(section, {})
     if not isinstance(tree, dict):
       raise UserError(f"--config.{key}: {section!r} is not a section.")
-  tree[name] = _literal(text)
+  tree[name] = _Override(text)
+
+
+class _Override(str):
+  """The text of a command-line override, read by the type of its key."""
+
+
+def _plain(value: Any) -> Any:
+  """Overrides as the numbers, lists ... that they spell."""
+  if isinstance(value, Mapping):
+    return {key: _plain(item) for key, item in value.items()}
+  return _literal(value) if isinstance(value, _Override) else value
 
 
 def _literal(text: str) -> Any:
@@ -253,7 +263,7 @@ def _section_from(cls: Any, tree: Any, prefix: str, source: str) -> Any:
   if cls is Loss:
     options = dict(tree)
     name = _cast(str, options.pop("name", Loss.name), "loss.name", source)
-    return Loss(name=name, options=options)
+    return Loss(name=name, options=_plain(options))
   hints = get_type_hints(cls)
   values = {}
   for key, value in tree.items():
@@ -270,10 +280,10 @@ def _section_from(cls: Any, tree: Any, prefix: str, source: str) -> Any:
 
 
 def _cast(hint: Any, value: Any, key: str, source: str) -> Any:
+  # A folder called 2024 stays text.
+  value = str(value) if hint is str and _is_scalar(value) else _plain(value)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if hint is str and not isinstance(value, (str, Mapping, list, tuple)):
-    return str(value)  # a folder called 2024
   if get_origin(hint) is tuple:
     value = (value,) if isinstance(value, str) else value
     item = get_args(hint)[0]
@@ -289,6 +299,10 @@ def _cast(hint: Any, value: Any, key: str, source: str) -> Any:
   return value
 
 
+def _is_scalar(value: Any) -> bool:
+  return not isinstance(value, (Mapping, list, tuple))
+
+
 def _check_values(config: Config) -> None:
   for key, choices in CHOICES.items():
     if (value := _get(config, key)) not in choices:
@@ -301,7 +315,7 @@ def _check_values(config: Config) -> None:
   for section in ("data", "optimizer", "train", "sample"):
     for field in dataclasses.fields(getattr(config, section)):
       value = _get(config, key := f"{section}.{field.name}")
-      if isinstance(value, _NOT_NEGATIVE) and not value >= 0:
+      if isinstance(value, (int, float)) and not value >= 0:
         raise UserError(f"config.{key} is {value}; it must not be negative.")
   for stage in config.stages:
     if stage not in ("prepare", "fit"):
