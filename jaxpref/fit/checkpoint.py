@@ -1,5 +1,6 @@
 """Asynchronous Orbax checkpoints that survive kills and torn files."""
 
+import json
 import pathlib
 import shutil
 from typing import Any
@@ -12,6 +13,7 @@ import orbax.checkpoint as ocp
 from jaxpref.errors import UserError
 
 _KEPT = 3  # so that there is one before the last, if that is torn
+_SIZES = "sizes.json"  # of each file with a part of the state, in bytes
 
 
 class Checkpoints:
@@ -45,6 +47,7 @@ class Checkpoints:
     failures = []
     for step in steps:
       try:
+        _check_sizes(self._folder / str(step))
         flat = self._manager.restore(
           step, args=ocp.args.StandardRestore(_flat(like))
         )
@@ -74,9 +77,26 @@ class Checkpoints:
 
   def _open(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=_KEPT, enable_async_checkpointing=True
+      max_to_keep=_KEPT,
+      enable_async_checkpointing=True,
+      # Called when all files are written, and before they get their name.
+      async_options=ocp.AsyncOptions(
+        post_finalization_callback=self._note_sizes
+      ),
     )
     return ocp.CheckpointManager(self._folder, options=options)
+
+  def _note_sizes(self) -> None:
+    # Orbax notices most torn files only while it reads dozens at once, and
+    # then its threads print what each of them made of it.
+    if jax.process_index() == 0:
+      for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
+        sizes = {
+          file.relative_to(partial).as_posix(): file.stat().st_size
+          for file in (partial / "default").rglob("*")
+          if file.is_file()
+        }
+        (partial / _SIZES).write_text(json.dumps(sizes))
 
   def _set_aside(self, steps: list[int], failures: list[str]) -> None:
     logging.warning(
@@ -94,6 +114,19 @@ class Checkpoints:
         (self._folder / str(step)).rename(target)
     multihost_utils.sync_global_devices("damaged checkpoints set aside")
     self._manager = self._open()
+
+
+def _check_sizes(folder: pathlib.Path) -> None:
+  """Raises ValueError where a file is not as long as it was written."""
+  try:
+    sizes = json.loads((folder / _SIZES).read_text())
+  except (OSError, ValueError):
+    return  # torn itself; the others may be whole
+  for name, size in sizes.items():
+    path = folder / name
+    found = path.stat().st_size if path.is_file() else 0
+    if found != size:
+      raise ValueError(f"{name} has {found} of its {size} bytes")
 
 
 def _flat(state: Any) -> dict[str, Any]:
