@@ -80,16 +80,13 @@ def _join_processes() -> None:
   """
   if "JAX_COORDINATOR_ADDRESS" not in os.environ:
     return
-  numbers = {
-    key: os.environ.get(name)
-    for key, name in (
-      ("num_processes", "JAX_NUM_PROCESSES"),
-      ("process_id", "JAX_PROCESS_ID"),
-    )
-  }
+  count = os.environ.get("JAX_NUM_PROCESSES")
+  number = os.environ.get("JAX_PROCESS_ID")
   try:
-    given = {key: int(text) for key, text in numbers.items() if text}
-    jax.distributed.initialize(**given)
+    jax.distributed.initialize(
+      num_processes=int(count) if count else None,
+      process_id=int(number) if number else None,
+    )
   except ValueError as error:
     raise UserError(
       f"JAX_COORDINATOR_ADDRESS is set, and the processes cannot join: {error} "
