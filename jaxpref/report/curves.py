@@ -1,83 +1,74 @@
 """Which curves a report shows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import math
+from typing import Any
 
 from jaxpref.report.charts import Chart, Line
 from jaxpref.report.read import Row, series, starts_tied
 
+# By title: the measures with their names and colours, and Chart's options.
+_CHARTS: dict[str, tuple[dict[str, tuple[str, str]], dict[str, Any]]] = {
+  "Loss": ({"loss": ("train", "blue"), "eval/loss": ("held-out", "green")}, {}),
+  "Accuracy": ({
+    "rewards/accuracies": ("reward, train", "blue"),
+    "eval/rewards/accuracies": ("reward, held-out", "blue"),
+    "logps/accuracies": ("likelier, train", "orange"),
+    "eval/logps/accuracies": ("likelier, held-out", "orange"),
+  }, {"percent": True, "help": "comparisons where the preferred answer has the "
+      "larger implicit reward, and where it is the likelier one"}),
+  "Reward margin": ({
+    "rewards/margins": ("train", "blue"),
+    "eval/rewards/margins": ("held-out", "green"),
+  }, {"zero": True, "help": "reward of the chosen answer minus that of the "
+      "rejected one"}),
+  "Rewards": ({
+    "rewards/chosen": ("chosen", "blue"),
+    "rewards/rejected": ("rejected", "orange"),
+  }, {"zero": True, "help": "β times the change in log-probability since the "
+      "reference"}),
+  "Log-probability of answers": ({
+    "logps/chosen": ("chosen", "blue"),
+    "eval/logps/chosen": ("held-out", "blue"),
+    "logps/rejected": ("rejected", "orange"),
+    "eval/logps/rejected": ("held-out", "orange"),
+  }, {"help": "nats, summed over the answer"}),
+  "Gradient norm": ({"grad_norm": ("before clipping", "blue")}, {"zero": True}),
+  "Learning rate": ({"learning_rate": ("schedule", "violet")}, {"zero": True}),
+  "Speed": ({
+    "pairs_per_second": ("pairs a second", "green"),
+    "tokens_per_second": ("tokens a second", "green"),
+  }, {"zero": True}),
+}  # fmt: skip
 
-def curves(lines: Sequence[Row], loss: str) -> list[Chart]:
+
+def curves(rows: Sequence[Row], loss: str) -> list[Chart]:
   """The charts of a run that have something to show.
 
   Args:
-    lines: those of metrics.jsonl.
+    rows: the lines of metrics.jsonl.
     loss: config.loss.name.
   """
-  return [chart for chart in _all_charts(lines, loss) if chart.drawn]
+  charts = []
+  for title, (measures, options) in _CHARTS.items():
+    lines = [
+      Line(*look, points, key.startswith("eval/"), key != "learning_rate")
+      for key, look in measures.items()
+      if (points := _points(rows, key))
+    ]
+    if title == "Loss" and loss == "dpo":
+      options = {"level": ("ln 2: policy = reference", math.log(2))}
+    if title == "Speed":
+      lines = lines[:1]  # of tokens only where there are no pairs
+    if lines:
+      charts.append(Chart(title, lines, **options))
+  return charts
 
 
-def _all_charts(lines: Sequence[Row], loss: str) -> Iterator[Chart]:
-  def line(key: str, name: str, color: str = "blue") -> Line:
-    points = series(lines, key)
-    if key == "eval/rewards/accuracies" and starts_tied(lines):
-      points = [(step, value) for step, value in points if step > 0]
-    smooth = key != "learning_rate"
-    return Line(name, points, color, key.startswith("eval/"), smooth)
-
-  agree = ("ln 2: policy = reference", math.log(2))
-  yield Chart(
-    "Loss",
-    [line("loss", "train"), line("eval/loss", "held-out", "green")],
-    level=agree if loss == "dpo" else None,
-  )
-  yield Chart(
-    "Accuracy",
-    [
-      line("rewards/accuracies", "reward, train"),
-      line("eval/rewards/accuracies", "reward, held-out"),
-      line("logps/accuracies", "likelier, train", "orange"),
-      line("eval/logps/accuracies", "likelier, held-out", "orange"),
-    ],
-    help="comparisons where the preferred answer has the larger implicit "
-    "reward, and where it is the likelier one",
-    percent=True,
-  )
-  yield Chart(
-    "Reward margin",
-    [
-      line("rewards/margins", "train"),
-      line("eval/rewards/margins", "held-out", "green"),
-    ],
-    help="reward of the chosen answer minus that of the rejected one",
-    zero=True,
-  )
-  yield Chart(
-    "Rewards",
-    [
-      line("rewards/chosen", "chosen"),
-      line("rewards/rejected", "rejected", "orange"),
-    ],
-    help="β times the change in log-probability since the reference",
-    zero=True,
-  )
-  yield Chart(
-    "Log-probability of answers",
-    [
-      line("logps/chosen", "chosen"),
-      line("eval/logps/chosen", "held-out"),
-      line("logps/rejected", "rejected", "orange"),
-      line("eval/logps/rejected", "held-out", "orange"),
-    ],
-    help="nats, summed over the answer",
-  )
-  yield Chart(
-    "Gradient norm", [line("grad_norm", "before clipping")], zero=True
-  )
-  yield Chart(
-    "Learning rate", [line("learning_rate", "schedule", "violet")], zero=True
-  )
-  pairs = line("pairs_per_second", "pairs a second", "green")
-  tokens = line("tokens_per_second", "tokens a second", "green")
-  compares = any(value > 0 for _, value in pairs.points)
-  yield Chart("Speed", [pairs if compares else tokens], zero=True)
+def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
+  points = series(rows, key)
+  if key == "eval/rewards/accuracies" and starts_tied(rows):
+    return [point for point in points if point[0] > 0]
+  if key.endswith("per_second") and not any(value for _, value in points):
+    return []  # of pairs, in a run without comparisons
+  return points

@@ -9,8 +9,8 @@ from typing import Any
 
 import jinja2
 
-from jaxpref.report.charts import number
 from jaxpref.report.curves import curves
+from jaxpref.report.numbers import number
 from jaxpref.report.read import (
   Row,
   finite,
@@ -34,6 +34,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
   Returns: the page; it replaces an earlier one at once.
   """
   settings = read_object(workdir / "config.json")
+  data = read_object(workdir / "data.json")
   lines = read_lines(workdir / "metrics.jsonl")
   samples = read_lines(workdir / "samples" / "samples.jsonl")
   rows = results(lines, samples)
@@ -54,7 +55,8 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     gaps=_gaps(lines),
     prompts=prompts(samples),
     prompts_shown=_PROMPTS_SHOWN,
-    data=_data_table(read_object(workdir / "data.json")),
+    data=_data_table(data),
+    held_out=_held_out(data),
     settings=_sections(settings),
     command="python -m jaxpref.launch "
     f"--config={shlex.quote(str(workdir / 'rerun.py'))} --workdir=NEW_FOLDER",
@@ -105,10 +107,20 @@ def _gaps(lines: Sequence[Row]) -> str:
   return f"Values that are not finite are left out: {names}." if names else ""
 
 
+def _held_out(data: Mapping[str, Any]) -> str:
+  """What data.json says of examples held out of the training file; or ''."""
+  match data.get("eval"):
+    case {"examples": int(count), **rest} if not rest:
+      return f"{count:,}"
+  return ""
+
+
 def _data_table(
   data: Mapping[str, Any],
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
   """Column names, and rows of a name and a cell a column."""
+  if _held_out(data):
+    data = {name: part for name, part in data.items() if name != "eval"}
   parts = {k: v if isinstance(v, Mapping) else {k: v} for k, v in data.items()}
   columns = {name: dict(_flatten(part, _cell)) for name, part in parts.items()}
   names = dict.fromkeys(name for column in columns.values() for name in column)
@@ -145,6 +157,8 @@ def _flatten(
 def _cell(value: Any) -> str:
   if isinstance(value, int) and not isinstance(value, bool):
     return f"{value:,}"
+  if value == {}:
+    return "none"
   return number(value) if isinstance(value, float) else _plain(value)
 
 

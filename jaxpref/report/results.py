@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
 from typing import NamedTuple
 
-from jaxpref.report.charts import number, percent
+from jaxpref.report.numbers import number, percent
 from jaxpref.report.read import Row, ends, finite, series, starts_tied, step_of
 
 _Pair = tuple[float | None, float | None]  # before, after

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import json
 from typing import Any, NamedTuple
 
-from jaxpref.report.charts import number
+from jaxpref.report.numbers import number
 from jaxpref.report.read import Row, finite, step_of
 
 _FOLDED_FROM = 700  # characters; longer texts are folded

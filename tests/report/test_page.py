@@ -4,6 +4,7 @@ import html
 from html.parser import HTMLParser
 import json
 import os
+import random
 import re
 
 import pytest
@@ -71,10 +72,42 @@ def test_shows_the_run(run_folder):
 def test_nothing_comes_from_elsewhere(run_folder):
   page = write_report(run_folder)
   source = page.read_text(encoding="utf-8")
-  assert not re.search(r"https?:|url\(|@import|\bfetch\(", source)
+  named = re.sub(r' xmlns(:xlink)?="[^"]*"', "", source)  # names, not links
+  assert not re.search(r"https?:|url\([^#]|@import|<script", named)
   outline, _ = _read(page)
   loads = {"src", "href", "srcset", "data", "xlink:href"}
-  assert not [each for each in outline.attributes if each[1] in loads]
+  links = [value for _, key, value in outline.attributes if key in loads]
+  assert all(link.startswith("#") for link in links)
+
+
+def test_charts_share_no_id(run_folder):
+  outline, _ = _read(write_report(run_folder))
+  ids = [value for _, key, value in outline.attributes if key == "id"]
+  assert ids
+  assert len(set(ids)) == len(ids)
+
+
+def test_long_run_gives_a_small_page(run_folder):
+  path = run_folder / "metrics.jsonl"
+  first, *rows = map(json.loads, path.read_text().splitlines())
+  noise = random.Random(0)
+  with path.open("w") as file:
+    for step in range(2_000):
+      row = {key: value + noise.gauss() for key, value in rows[-1].items()}
+      file.write(json.dumps({**first, **row, "step": step}) + "\n")
+  page = write_report(run_folder)
+  assert page.stat().st_size < 500_000
+
+
+def test_held_out_examples_of_the_training_file(run_folder):
+  stats = {
+    "train": {"examples": 2312, "refused": {}},
+    "eval": {"examples": 256},
+  }
+  (run_folder / "data.json").write_text(json.dumps(stats))
+  _, text = _read(write_report(run_folder))
+  assert "256 of its examples are held out" in text
+  assert "train examples 2,312 refused none" in text
 
 
 def test_samples_are_escaped_with_their_line_breaks(run_folder):
