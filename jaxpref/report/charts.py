@@ -81,7 +81,7 @@ def _draw(chart: Chart, axes: Any) -> None:
   axes.margins(x=0, y=0.06)
   axes.grid(axis="y", color=grid, linewidth=1)
   axes.tick_params(length=0, pad=8, labelcolor=soft)
-  axes.locator_params(axis="x", nbins=6, integer=True)
+  axes.locator_params(axis="x", nbins=6, integer=True, min_n_ticks=1)
   axes.locator_params(axis="y", nbins=5)
   axes.xaxis.set_major_formatter("{x:,.0f}")
   axes.yaxis.set_major_formatter(lambda value, _: number(value))

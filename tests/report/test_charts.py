@@ -76,6 +76,7 @@ def test_any_range(points, zero, marks):
 def test_steps_are_whole():
   labels = _labels(_chart([(0, 0.5), (2, 0.9)]))
   assert labels[:3] == ["0", "1", "2"]
+  assert _labels(_chart([(7, 0.5)]))[:2] == ["7", "0.48"]
   labels = _labels(_chart([(0, 0.5), (20000, 0.9)]))
   assert "20,000" in labels
 
