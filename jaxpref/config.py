@@ -167,6 +167,11 @@ def load(path: str, overrides: Mapping[str, str]) -> tuple[Config, Any]:
       "an ml_collections.ConfigDict."
     )
   tree = given.to_dict()
+  loss = tree.get("loss")
+  if isinstance(loss, dict) and (
+    overrides.get("loss.name", loss.get("name")) != loss.get("name")
+  ):
+    del tree["loss"]  # its options are another loss's
   for key, text in overrides.items():
     _put(tree, key, text)
   return build(tree, source=path), module

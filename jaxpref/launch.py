@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings is not None:
       run(settings, workdir)
   except UserError as error:
-    print(textwrap.fill(f"jaxpref: {error}", 100), file=sys.stderr)
+    print(_paragraph(f"jaxpref: {error}"), file=sys.stderr)
     return 2
   return 0
 
@@ -64,11 +64,18 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
         "overrides such as --config.train.steps=100."
       )
     if not equals:
-      if not rest:
+      if not rest or rest[0].startswith("--"):
         raise UserError(f"{name} has no value; write {name}=VALUE.")
       value = rest.pop(0)
     overrides[name.removeprefix("--config.")] = value
   return flags, overrides
+
+
+def _paragraph(text: str) -> str:
+  # Names of files stay whole, for those who copy them.
+  return textwrap.fill(
+    text, 100, break_long_words=False, break_on_hyphens=False
+  )
 
 
 def _join_processes() -> None:
