@@ -120,16 +120,20 @@ def pack_fewest(
   row_length: int,
   at_least: int = 1,
 ) -> Packing:
-  """Packs into the fewest micro-batches, but `at_least` so many."""
+  """Packs into the fewest micro-batches, but `at_least` so many.
+
+  Raises ValueError if an example fits no micro-batch.
+  """
   total = sum(piece.size for pieces in examples for piece in pieces)
   count = max(at_least, -(-total // (rows * row_length)))
-  while True:
+  # With a micro-batch an example, each finds one that is empty.
+  for enough in range(count, max(count, len(examples)) + 1):
     packing = pack(
-      examples, micro_batches=count, rows=rows, row_length=row_length
+      examples, micro_batches=enough, rows=rows, row_length=row_length
     )
     if packing is not None:
       return packing
-    count += 1  # ends: `Steps` has seen each example fit a micro-batch
+  raise ValueError(f"an example does not fit {rows} rows of {row_length}")
 
 
 def merge_lengths(lengths: Sequence[int], classes: int) -> tuple[int, ...]:
