@@ -94,7 +94,7 @@ class Prepared:
     return self._arrays["tokens"][start : start + self.response_lengths[j]]
 
   @functools.cached_property
-  def first_token(self) -> Int64[np.ndarray, " m+1"]:
+  def first_token(self) -> Int64[np.ndarray, " bounds"]:
     """Where each response begins among all response tokens in a row."""
     return _offsets(self.response_lengths)
 
