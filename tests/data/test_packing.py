@@ -8,6 +8,7 @@ import pytest
 
 from jaxpref.data.packing import (
   Shape,
+  merge_lengths,
   pack,
   pack_fewest,
   round_up,
@@ -155,6 +156,34 @@ def test_at_least_so_many_micro_batches():
 
 def test_nothing_to_pack():
   assert pack_fewest([], rows=2, row_length=ROW) == [[[], []]]
+
+
+def test_an_example_that_fits_no_micro_batch():
+  pair = split_example(0, 30, [(0, 20), (1, 20)], row_length=ROW,
+                       share_prompts=True)  # fmt: skip
+  with pytest.raises(ValueError, match="does not fit 1 rows of 64"):
+    pack_fewest([pair], rows=1, row_length=ROW)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_merged_lengths_are_the_cheapest(seed):
+  rng = np.random.default_rng(seed)
+  lengths = sorted(rng.integers(1, 12, size=rng.integers(1, 12)), reverse=True)
+  lengths = tuple(map(int, lengths))
+  distinct = sorted(set(lengths), reverse=True)
+  for classes in (1, 2, 4):
+    merged = merge_lengths(lengths, classes)
+    assert len(set(merged)) <= classes
+    assert all(a >= b for a, b in zip(merged, lengths, strict=True))
+    assert list(merged) == sorted(merged, reverse=True)
+    count = min(classes, len(distinct)) - 1
+    choices = itertools.combinations(distinct[1:], count)
+    cost = lambda each: sum(length * length for length in each)
+    best = min(
+      cost(min(k for k in (distinct[0], *kept) if k >= n) for n in lengths)
+      for kept in choices
+    )
+    assert cost(merged) == best
 
 
 def test_round_up():
