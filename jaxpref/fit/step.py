@@ -120,7 +120,7 @@ def make_step(
       key=state.key,
     )
     metrics = _sum_micro_batches(metrics)
-    metrics["grad_norm"] = _one(optax.global_norm(grads))
+    metrics["grad_norm"] = _one(optax.tree.norm(grads))
     metrics["learning_rate"] = _one(schedule(state.step))
     return new_state, metrics
 
