@@ -1,5 +1,6 @@
 """Two processes on one machine, as two hosts of a cluster would run."""
 
+import pathlib
 import signal
 import socket
 import subprocess
@@ -10,8 +11,14 @@ import pytest
 
 @pytest.fixture
 def settings(tiny):
-  return {**tiny, "mesh.fsdp": 2, "train.steps": 40, "sample.num_prompts": 2,
-          "sample.max_new_tokens": 4}  # fmt: skip
+  return {
+    **tiny,
+    "mesh.fsdp": 2,
+    "train.steps": 30,
+    "train.checkpoint_every": 20,
+    "sample.num_prompts": 2,
+    "sample.max_new_tokens": 4,
+  }
 
 
 @pytest.fixture
@@ -31,7 +38,7 @@ def start_two(launch, tmp_path):
           "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
           "JAX_NUM_PROCESSES": "2",
           "JAX_PROCESS_ID": str(number),
-          # Hosts do not share their caches; the first has them from before.
+          # Hosts need not share their caches: the second begins without.
           "JAXPREF_CACHE": str(launch.cache if number == 0 else tmp_path / "c"),
         },
       )
@@ -42,16 +49,9 @@ def start_two(launch, tmp_path):
 
   yield start
   for process in started:
-    if process.poll() is None:  # a test has failed: the other one waits
+    if process.poll() is None:  # a test has failed, and it waits for the other
       process.kill()
       process.wait()
-
-
-def _finish(processes) -> list[str]:
-  told = [process.communicate(timeout=300) for process in processes]
-  for process, (out, err) in zip(processes, told, strict=True):
-    assert process.returncode == 0, out + err
-  return [out for out, _ in told]
 
 
 def test_same_as_one_process(
@@ -63,22 +63,59 @@ def test_same_as_one_process(
   assert "Report:" not in second  # said once, not once a process
   assert_same_run(tmp_path / "one", tmp_path / "two")
 
-  # SIGTERM to the second: both agree on a step and save it.
+
+@pytest.mark.certify
+@pytest.mark.parametrize("told", [0, 1])
+def test_sigterm_to_one_stops_both(
+  launch, start_two, settings, tmp_path, assert_same_run, told
+):
+  settings = {**settings, "train.checkpoint_every": 0}
+  launch(tmp_path / "one", settings, devices=2)
   workdir = tmp_path / "stopped"
-  stopped = {**settings, "train.checkpoint_every": 0}
-  processes = start_two(workdir, stopped)
+  processes = start_two(workdir, settings)
   _wait_for_line(workdir, 3, processes)
-  processes[1].send_signal(signal.SIGTERM)
+  processes[told].send_signal(signal.SIGTERM)
   first, _ = _finish(processes)
   (saved,) = [each.name for each in (workdir / "checkpoints").iterdir()]
   assert f"Stopped by SIGTERM after step {saved}" in first
 
-  first, _ = _finish(start_two(workdir, stopped))
+  first, _ = _finish(start_two(workdir, settings))
   assert f"Resuming after step {saved}." in first
   assert_same_run(tmp_path / "one", workdir)
 
 
-def _wait_for_line(workdir, count, processes) -> None:
+@pytest.mark.parametrize(
+  ("given", "named"),
+  [
+    ({}, "Number of processes"),
+    ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "'two'"),
+    ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "process_id=2"),
+  ],
+  ids=["nothing", "no number", "too large"],
+)
+def test_processes_that_cannot_join(launch, settings, tmp_path, given, named):
+  done = launch(
+    tmp_path / "run",
+    settings,
+    environment={"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", **given},
+    status=2,
+  )
+  assert "Traceback" not in done.stderr
+  told = " ".join(done.stderr.split())
+  assert named in told
+  assert "JAX_NUM_PROCESSES" in told
+
+
+def _finish(processes: list[subprocess.Popen[str]]) -> list[str]:
+  told = [process.communicate(timeout=300) for process in processes]
+  for process, (out, err) in zip(processes, told, strict=True):
+    assert process.returncode == 0, out + err
+  return [out for out, _ in told]
+
+
+def _wait_for_line(
+  workdir: pathlib.Path, count: int, processes: list[subprocess.Popen[str]]
+) -> None:
   path = workdir / "metrics.jsonl"
   deadline = time.monotonic() + 300
   while not path.exists() or path.read_text().count("\n") < count:
