@@ -23,6 +23,11 @@ _FREE = (
 def check_same_run(settings: config.Config, workdir: pathlib.Path) -> None:
   """Refuses to resume a run under settings that would make it another."""
   path = workdir / "config.json"
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(
+      f"--workdir={workdir} is a file. Give the name of a folder, which is "
+      "made where there is none."
+    )
   if not path.exists():
     return
   old = _flat(json.loads(path.read_text(encoding="utf-8")))
