@@ -33,8 +33,11 @@ check: .venv/installed-test
 	$(BIN)/mypy
 
 # As users run it: compiled at XLA's own optimization level, not at the tests'.
+# What was measured is written to docs/certificates.md.
 certify: .venv/installed-test
+	mkdir -p docs
 	XLA_FLAGS="--xla_backend_optimization_level=3 $$XLA_FLAGS" \
+	  JAXPREF_CERTIFICATES=docs/certificates.md \
 	  $(BIN)/python -m pytest -m certify
 
 format: .venv/installed-test
