@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jaxpref import config, launch
+from jaxpref import launch
 from jaxpref.errors import UserError
 import jaxpref.run
 
@@ -109,31 +109,29 @@ def test_bug_keeps_its_traceback(monkeypatch, arguments):
     launch.main(arguments)
 
 
-def test_quickstart_resolves(ran, tmp_path):
+def test_quickstart_resolves(monkeypatch, ran, tmp_path):
   """Two runs: the second starts from what the first exports."""
-  arguments = ["--config=configs/quickstart.py", f"--workdir={tmp_path}"]
+  arguments = [
+    "--config=configs/quickstart.py",
+    f"--workdir={tmp_path}",
+    "--config.data.seed=5",
+  ]
   assert launch.main(arguments) == 0
-  (second, workdir) = ran[-1]
+  (base, base_workdir), (second, workdir) = ran
+  assert base_workdir == tmp_path / "base"
+  assert base.loss.name == "sft"
+  assert (pathlib.Path(base.model.tokenizer) / "tokenizer.json").is_file()
   assert workdir == tmp_path
   assert second.loss.name == "dpo"
   assert second.model.path == str(tmp_path / "base" / "export")
-  assert pathlib.Path(second.data.path).is_file()
+  assert second.data.seed == 5  # overrides stay
   assert second.data.eval_holdout > 0
   assert re.compile(second.score.pattern)
-
-
-def test_quickstart_makes_its_inputs(tmp_path, monkeypatch):
-  settings, module = config.load("configs/quickstart.py", {"data.seed": "5"})
-  bases = []
-  monkeypatch.setattr(module, "run", lambda *given: bases.append(given) or True)
-  made = module.make_inputs(settings, tmp_path)
-  ((base, workdir),) = bases
-  assert workdir == tmp_path / "base"
-  assert base.loss.name == "sft"
-  for each in (base.data.path, made.data.path):
+  for each in (base.data.path, second.data.path):
     assert pathlib.Path(each).stat().st_size > 100_000
-  assert (pathlib.Path(base.model.tokenizer) / "tokenizer.json").is_file()
-  assert made.data.seed == 5  # overrides stay
 
-  monkeypatch.setattr(module, "run", lambda *given: False)  # SIGTERM
-  assert module.make_inputs(settings, tmp_path) is None
+  # SIGTERM in the first: the second does not begin.
+  began = []
+  monkeypatch.setattr(jaxpref.run, "run", lambda *given: began.append(given))
+  assert launch.main(arguments) == 0
+  assert [workdir for _, workdir in began] == [tmp_path / "base"]

@@ -14,8 +14,8 @@ def test_quickstart(launch, certify, tmp_path):
   workdir, began = tmp_path / "run", time.monotonic()
   process = launch.start(workdir, config="configs/quickstart.py")
   base = workdir / "base" / "metrics.jsonl"
-  steps = 3 * (6000 - 64) // 32
-  while not base.exists() or base.read_text().count("\n") <= steps // 2:
+  # Of about 550 steps.
+  while not base.exists() or base.read_text().count("\n") <= 250:
     assert process.poll() is None, process.communicate()
     time.sleep(0.05)
   process.kill()

@@ -35,8 +35,9 @@ def test_killed_at_a_random_step(
   _kill_after(process, tmp_path / "run", step)
 
   done = launch(tmp_path / "run", tiny)
-  saved = [line for line in done.stdout.splitlines() if "Resuming" in line]
-  assert len(saved) == (step >= 2 * tiny["train.checkpoint_every"]) or saved
+  # A save waits for the one before, which is then complete.
+  if step > 2 * tiny["train.checkpoint_every"]:
+    assert "Resuming after step" in done.stdout
   steps = [line["step"] for line in metrics(tmp_path / "run")]
   assert steps == list(range(tiny["train.steps"] + 1))
   assert_same_run(whole, tmp_path / "run")
