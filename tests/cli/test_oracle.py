@@ -43,7 +43,7 @@ def workdir(launch, overrides, tmp_path_factory):
   return workdir
 
 
-# In the comments: the largest difference that was seen, on CPU.
+# In the comments: the largest difference seen, on CPU at both levels of XLA.
 def test_ten_steps_as_trl(workdir, oracle, metrics):
   lines, curve = metrics(workdir), oracle["curve"]
   assert [line["step"] for line in lines] == list(range(1, len(curve) + 1))
@@ -52,12 +52,12 @@ def test_ten_steps_as_trl(workdir, oracle, metrics):
     return tuple(np.array([x[name] for x in each]) for each in (lines, curve))
 
   assert abs(lines[0]["loss"] - math.log(2.0)) <= 1e-6  # 0.0
-  np.testing.assert_allclose(*both("loss"), atol=2e-3, rtol=0)  # 1e-6
-  np.testing.assert_allclose(*both("grad_norm"), rtol=0.01)  # 3e-6
+  np.testing.assert_allclose(*both("loss"), atol=2e-3, rtol=0)  # 4e-6
+  np.testing.assert_allclose(*both("grad_norm"), rtol=0.01)  # 9e-6
   for side in ("chosen", "rejected"):
     np.testing.assert_allclose(
       *both(f"logps/{side}"), atol=0.02, rtol=0
-    )  # 1e-4
+    )  # 2e-4
     # A reward is beta times a log-prob minus the reference's.
     np.testing.assert_allclose(
       *both(f"rewards/{side}"), atol=BETA * 0.02, rtol=0
