@@ -37,7 +37,7 @@ class Model:
   tokenizer: str = ""  # a folder with a tokenizer; '' = that of `path`
   arch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   dtype: str = "auto"  # of compute: bfloat16 on accelerators, float32 on CPU
-  param_dtype: str = "float32"
+  param_dtype: str = "float32"  # bfloat16 would lose updates below 0.4 %
   remat: str = "nothing_saveable"  # a jax.checkpoint policy; '' = keep all
   head_block: int = 512  # response tokens of a row scored at a time
 
@@ -138,12 +138,16 @@ class Config:
 CHOICES: dict[str, tuple[str, ...]] = {
   "model.family": ("llama",),
   "model.dtype": ("auto", "float32", "bfloat16"),
-  "model.param_dtype": ("float32", "bfloat16"),
+  "model.param_dtype": ("float32",),
   "reference.mode": ("auto", "live", "cached", "none"),
   "data.truncate": ("drop", "keep_start", "keep_end"),
   "optimizer.name": ("adamw",),
   "optimizer.schedule": ("constant", "linear", "cosine"),
 }
+PATHS = (
+  "model.path", "model.tokenizer", "reference.path", "data.path",
+  "data.eval_path", "sample.prompts",
+)  # fmt: skip
 POSITIVE = (
   "model.head_block", "data.max_length", "data.row_length",
   "data.rows_per_device", "data.batch_size", "data.epochs", "train.log_every",
@@ -181,6 +185,21 @@ def build(tree: Mapping[str, Any], *, source: str = "config") -> Config:
   """A Config of a nested dict that holds only what differs."""
   config = _section_from(Config, tree, "", source)
   _check_values(config)
+  return config
+
+
+def with_absolute_paths(config: Config) -> Config:
+  """The config with ~ and relative paths spelled out.
+
+  Then it means the same from every folder, and a rerun is told from another
+  run rightly.
+  """
+  for key in PATHS:
+    section, name = key.split(".")
+    if value := _get(config, key):
+      path = os.path.abspath(os.path.expanduser(value))
+      part = dataclasses.replace(getattr(config, section), **{name: path})
+      config = dataclasses.replace(config, **{section: part})
   return config
 
 
@@ -224,7 +243,13 @@ def _import_file(path: str) -> types.ModuleType:
   if spec is None or spec.loader is None:
     raise UserError(f"--config={path}: not a Python file.")
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as error:  # whatever the file does
+    raise UserError(
+      f"--config={path}: the file cannot be run: {type(error).__name__}: "
+      f"{error}."
+    ) from error
   if not hasattr(module, "get_config"):
     raise UserError(f"--config={path}: the file defines no get_config().")
   return module
@@ -322,6 +347,14 @@ def _check_values(config: Config) -> None:
       value = _get(config, key := f"{section}.{field.name}")
       if isinstance(value, (int, float)) and not value >= 0:
         raise UserError(f"config.{key} is {value}; it must not be negative.")
+  for key in ("optimizer.b1", "optimizer.b2"):
+    if (value := _get(config, key)) >= 1:
+      raise UserError(f"config.{key} is {value}; it must be below 1.")
+  if not 0 < config.sample.top_p <= 1:
+    raise UserError(
+      f"config.sample.top_p is {config.sample.top_p}; it must be above 0 and "
+      "at most 1, which keeps all tokens."
+    )
   for stage in config.stages:
     if stage not in ("prepare", "fit"):
       raise UserError(

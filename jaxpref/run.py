@@ -1,11 +1,13 @@
 """The order of start-up, written once."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxpref import config, sharding
 from jaxpref.data import tokenizer as tokenizers
@@ -14,7 +16,7 @@ from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
 from jaxpref.fit.checkpoint import Checkpoints
 from jaxpref.fit.evaluate import held_out
-from jaxpref.fit.folder import check_same_run, write_inputs
+from jaxpref.fit.folder import check_folder, check_same_data, write_inputs
 from jaxpref.fit.interrupt import Interrupt
 from jaxpref.fit.loop import fit
 from jaxpref.fit.metrics import RunLog
@@ -26,7 +28,7 @@ from jaxpref.fit.objectives import (
 from jaxpref.fit.optimizer import make_optimizer, make_schedule
 from jaxpref.fit.preview import Preview
 from jaxpref.fit.put import put_batch
-from jaxpref.fit.reference import open_reference, reference_mode
+from jaxpref.fit.reference import check_mode, open_reference, with_mode
 from jaxpref.fit.step import (
   TrainState,
   init_state,
@@ -37,6 +39,7 @@ from jaxpref.fit.step import (
 from jaxpref.models import huggingface
 from jaxpref.models.source import (
   Source,
+  compute_dtype,
   eos_ids,
   open_source,
 )
@@ -51,22 +54,26 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
 
   Raises UserError for what the user can mend; nothing is half-written then.
   """
-  check_same_run(settings, workdir)
+  settings, workdir = _resolve(settings), workdir.expanduser().absolute()
+  check_folder(settings, workdir)
   _check_complete(settings)
-  reference = reference_mode(settings)
+  find_loss(settings.loss)
+  check_mode(settings)
   mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
   folder = settings.model.tokenizer or settings.model.path
   tokenizer = tokenizers.load(folder)
   train, test = _prepare(settings, folder)
   if "fit" not in settings.stages:
     return True
+  check_same_data(workdir, train, test)
 
   source = open_source(
     settings.model, seed=settings.train.seed, tokenizer=tokenizer
   )
-  _check_vocabulary(source, train, test)
+  _check_suits(source, train, test)
   definition = source.definition
   steps, test_steps = _make_steps(settings, train, test, mesh)
+  settings = with_mode(settings, steps)
   stops_at = eos_ids(source, tokenizer)
   preview = Preview(settings.sample, settings.score, tokenizer, stops_at, test)
   schedule = make_schedule(settings.optimizer, len(steps))
@@ -81,9 +88,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   put = functools.partial(put_batch, mesh)
 
   with jax.set_mesh(mesh):
-    frozen = open_reference(
-      reference, settings, source, places, steps, test_steps, put
-    )
+    frozen = open_reference(settings, source, places, steps, test_steps, put)
     step = make_step(objective, tx, schedule, where)
     evaluate = (
       held_out(make_evaluate(objective), frozen, test_steps, put)
@@ -103,10 +108,19 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
     state, start = _restore_or_begin(
       checkpoints, source, tx, where, settings.train.seed
     )
-    log = RunLog(workdir, start=start, stop=len(steps))
-    if start == 0 and (before := judge(state, 0)):
-      log.write(0, before)
-    with Interrupt() as interrupt:
+    if start > len(steps):
+      raise UserError(
+        f"{workdir} holds a run of {start} steps, and these settings stop "
+        f"after {len(steps)}. Raise config.train.steps (or data.epochs), or "
+        "give another --workdir."
+      )
+    with (
+      contextlib.closing(checkpoints),
+      contextlib.closing(RunLog(workdir, start=start, stop=len(steps))) as log,
+      Interrupt() as interrupt,
+    ):
+      if start == 0 and (before := judge(state, 0)):
+        log.write(0, before)
       state, reached = fit(
         step,
         state,
@@ -121,8 +135,6 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
         judge=judge,
         interrupted=interrupt.requested,
       )
-    log.close()
-    checkpoints.close()
     if reached < len(steps):
       say(f"Stopped by SIGTERM after step {reached}; a rerun goes on there.")
       return False
@@ -160,6 +172,15 @@ def _check_complete(settings: config.Config) -> None:
     )
 
 
+def _resolve(settings: config.Config) -> config.Config:
+  """What does not depend on this machine's folder and devices any more."""
+  settings = config.with_absolute_paths(settings)
+  model = dataclasses.replace(
+    settings.model, dtype=compute_dtype(settings.model)
+  )
+  return dataclasses.replace(settings, model=model)
+
+
 def _prepare(
   settings: config.Config, folder: str
 ) -> tuple[Prepared, Prepared | None]:
@@ -169,24 +190,55 @@ def _prepare(
       "config.data.eval_path and config.data.eval_holdout are both set; use "
       "one of them."
     )
-  train = prepare(data, data.path, folder)
-  say(train.summary())
+
+  def read(path: str) -> Prepared:
+    found = prepare(data, path, folder)
+    say(found.summary())
+    pairs = compares(find_loss(settings.loss))
+    return _with_comparisons(found, path) if pairs else found
+
+  train = read(data.path)
   if data.eval_holdout:
     return split_holdout(train, data.eval_holdout, data.seed)
-  if data.eval_path:
-    test = prepare(data, data.eval_path, folder)
-    say(test.summary())
-    return train, test
-  return train, None
+  return train, read(data.eval_path) if data.eval_path else None
 
 
-def _check_vocabulary(source: Source, *parts: Prepared | None) -> None:
-  size = source.definition.config.vocab_size
+def _with_comparisons(data: Prepared, path: str) -> Prepared:
+  """The examples that a loss of pairs can use."""
+  compared = np.flatnonzero(np.diff(data.first_comparison))
+  if not len(compared):
+    raise UserError(
+      f"{path} holds no comparisons (rows with `chosen` and `rejected`), which "
+      "this loss needs. Give other data, or train on the responses alone with "
+      "config.loss.name=sft."
+    )
+  if len(compared) < len(data):
+    say(f"{len(data) - len(compared):,} examples without comparison left out.")
+    return data.select(compared)
+  return data
+
+
+def _check_suits(source: Source, *parts: Prepared | None) -> None:
+  """Raises UserError where the model cannot take the tokens."""
+  shape = source.definition.config
+  size = shape.vocab_size
   largest = max(part.max_token for part in parts if part)
   if largest >= size:
     raise UserError(
       f"The tokenizer gives token {largest}, and the model's vocabulary has "
       f"{size} entries. Set config.model.tokenizer to the model's own."
+    )
+  longest = max(part.max_length for part in parts if part)
+  if (
+    shape.rope_parameters.rope_type == "dynamic"
+    and longest > shape.max_position_embeddings
+  ):
+    # It stretches by the longest sequence seen, which packing would change.
+    raise UserError(
+      f"The model's 'dynamic' RoPE changes beyond "
+      f"{shape.max_position_embeddings} tokens, and the data have sequences of "
+      f"{longest}. Set config.data.max_length to at most "
+      f"{shape.max_position_embeddings}."
     )
 
 

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import os
+import pathlib
+import shutil
 
 import pytest
 
@@ -134,3 +137,82 @@ def test_workdir_that_is_a_file(build, tmp_path):
   (tmp_path / "run").touch()
   with pytest.raises(UserError, match="is a file"):
     run(build(), tmp_path / "run")
+
+
+def test_examples_without_comparison_are_left_out(
+  build, corpus, tmp_path, capsys
+):
+  rows = (corpus / "comparisons.jsonl").read_text().splitlines()[:8]
+  rows += (corpus / "stories.jsonl").read_text().splitlines()[:6]
+  path = tmp_path / "mixed.jsonl"
+  path.write_text("".join(row + "\n" for row in rows))
+  assert run(build({"data.path": str(path)}), tmp_path / "run")
+  assert "6 examples without comparison left out" in capsys.readouterr().out
+  assert len(read_metrics(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize(
+  "options",
+  [{"label_smoothing": 0.7}, {"name": "ipo", "beta": 0.0}],
+  ids=["out of range", "division by zero"],
+)
+def test_loss_that_does_not_take_its_options(build, tmp_path, options):
+  given = {f"loss.{name}": value for name, value in options.items()}
+  with pytest.raises(UserError, match="does not take these values"):
+    run(build(given), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_run_on_data_that_changed(build, corpus, tmp_path):
+  path = tmp_path / "own.jsonl"
+  rows = (corpus / "comparisons.jsonl").read_text().splitlines()
+  path.write_text("".join(row + "\n" for row in rows))
+  settings = build({"data.path": str(path)})
+  assert run(settings, tmp_path / "run")
+  path.write_text("".join(row + "\n" for row in reversed(rows)))
+  with pytest.raises(UserError, match="holds a run on other data"):
+    run(settings, tmp_path / "run")
+
+
+def test_settings_may_change_until_there_is_a_checkpoint(build, tmp_path):
+  workdir = tmp_path / "run"
+  with pytest.raises(UserError, match="Start again in another --workdir"):
+    run(build({"optimizer.learning_rate": math.inf}), workdir)
+  # The first step's numbers were finite, the parameters after it were not.
+  shutil.rmtree(workdir / "checkpoints")
+  assert run(build(), workdir)
+  with pytest.raises(UserError, match=r"config\.data\.seed was 0 and is 1"):
+    run(build({"data.seed": 1}), workdir)
+
+
+def test_fewer_steps_than_were_made(build, tmp_path):
+  assert run(build(), tmp_path / "run")
+  with pytest.raises(UserError, match="holds a run of 2 steps"):
+    run(build({"train.steps": 1}), tmp_path / "run")
+
+
+def test_error_keeps_the_checkpoint_before_it(build, tmp_path):
+  """What was begun to be saved is whole once the error is out."""
+  workdir = tmp_path / "run"
+  given = {
+    "optimizer.learning_rate": math.inf,
+    "train.checkpoint_every": 1,
+  }
+  with pytest.raises(UserError, match="at step 2"):
+    run(build(given), workdir)
+  assert [each.name for each in (workdir / "checkpoints").iterdir()] == ["1"]
+
+
+def test_same_run_from_another_folder(build, corpus, tmp_path, monkeypatch):
+  monkeypatch.chdir(corpus)
+  settings = build({"data.path": "comparisons.jsonl"})
+  assert run(settings, tmp_path / "run")
+  monkeypatch.chdir(tmp_path)
+  path = os.path.relpath(corpus / "comparisons.jsonl")
+  assert run(build({"data.path": path}), pathlib.Path("run"))
+
+
+def test_workdir_of_something_else(build, tmp_path):
+  (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+  with pytest.raises(UserError, match=r"config\.json that is not of a run"):
+    run(build(), tmp_path)

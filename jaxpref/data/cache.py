@@ -99,6 +99,12 @@ class Prepared:
     return _offsets(self.response_lengths)
 
   @functools.cached_property
+  def max_length(self) -> int:
+    """The most tokens of a prompt with one response."""
+    prompts = np.repeat(self.prompt_lengths, np.diff(self.first_response))
+    return int(np.max(prompts + self.response_lengths))
+
+  @functools.cached_property
   def max_token(self) -> int:
     """The largest id in the folder."""
     return int(self._arrays["tokens"].max())

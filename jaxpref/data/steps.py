@@ -60,7 +60,7 @@ class Steps:
         that are worse than another (supervised fine-tuning).
       num_steps: how many steps the run has; 0 = one epoch.
 
-    Raises UserError if there is nothing to compare, or rows are too short.
+    Raises UserError if rows are too short.
     """
     self.data, self.batch_size, self.rows = data, batch_size, rows
     self.row_length, self.share_prompts = row_length, share_prompts
@@ -71,12 +71,6 @@ class Steps:
     self._kept = np.ones(len(data.response_lengths), bool)
     if not compare:
       self._kept[data.worse] = False
-    elif not len(data.better):
-      raise UserError(
-        "The data hold no comparisons (rows with `chosen` and `rejected`), "
-        "which this loss needs. Give other data in config.data.path, or train "
-        "on the responses alone with config.loss.name=sft."
-      )
     self._check_rows()
     self._order = functools.lru_cache(maxsize=2)(self._permutation)
     self.shape = self._plan(min(self.num_steps, _PLANNED_STEPS))
@@ -100,7 +94,7 @@ class Steps:
     packing = self._pack(step, self.shape.micro_batches)
     need = batch.needed_shape(self.data, packing)
     # A step that the plan did not foresee gets a shape of its own.
-    return packing, self.shape.join(need)
+    return packing, _few_classes(self.shape.join(need))
 
   def loader(self, start: int, stop: int) -> Iterator[TextBatch]:
     """Batches of the steps start ... stop - 1, made ahead by grain."""
@@ -149,9 +143,7 @@ class Steps:
       batch.needed_shape(self.data, self._pack(step, fewest))
       for step in range(count)
     )
-    shape = functools.reduce(Shape.join, needs)
-    merged = merge_lengths(shape.sequences, _LENGTH_CLASSES)
-    return dataclasses.replace(shape, sequences=merged)
+    return _few_classes(functools.reduce(Shape.join, needs))
 
   def _pack(self, step: int, at_least: int = 1) -> Packing:
     return pack_fewest(
@@ -174,3 +166,8 @@ class Steps:
       row_length=self.row_length,
       share_prompts=self.share_prompts,
     )
+
+
+def _few_classes(shape: Shape) -> Shape:
+  merged = merge_lengths(shape.sequences, _LENGTH_CLASSES)
+  return dataclasses.replace(shape, sequences=merged)

@@ -1,9 +1,10 @@
 """The run folder: whose run it is, and what the run was given."""
 
+from collections.abc import Mapping
+import hashlib
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -11,37 +12,67 @@ import jax
 from jaxpref import config
 from jaxpref.data.prepared import Prepared
 from jaxpref.errors import UserError
+from jaxpref.files import replacing
 
-# A rerun may change these; any other change would make it another run.
+# A rerun may change these; any other change would make it another run. The
+# schedule follows `train.steps`; the rest only decides what is written, and
+# how the work is cut, which changes no more than the last bits.
 _FREE = (
   "train.steps", "train.log_every", "train.eval_every",
-  "train.checkpoint_every", "data.epochs", "data.rows_per_device", "mesh.",
-  "sample.", "score.", "stages",
+  "train.checkpoint_every", "data.epochs", "data.rows_per_device",
+  "data.row_length", "model.remat", "model.head_block", "mesh.", "sample.",
+  "score.", "stages", "reference.mode",
 )  # fmt: skip
 
 
-def check_same_run(settings: config.Config, workdir: pathlib.Path) -> None:
-  """Refuses to resume a run under settings that would make it another."""
-  path = workdir / "config.json"
+def check_folder(settings: config.Config, workdir: pathlib.Path) -> None:
+  """Raises UserError for a folder that this run cannot have.
+
+  It must be possible to write it, and a run that has checkpoints there must
+  have had the same settings, but for those that may change.
+  """
   if workdir.exists() and not workdir.is_dir():
     raise UserError(
       f"--workdir={workdir} is a file. Give the name of a folder, which is "
       "made where there is none."
     )
-  if not path.exists():
-    return
-  old = _flat(json.loads(path.read_text(encoding="utf-8")))
-  new = _flat(config.to_dict(settings))
-  changed = [
-    f"config.{key} was {old.get(key)!r} and is {new.get(key)!r}"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and not key.startswith(_FREE)
-  ]
-  if changed:
+  nearest = next(each for each in (workdir, *workdir.parents) if each.exists())
+  if not os.access(nearest, os.W_OK):
     raise UserError(
-      f"{workdir} holds a run with other settings: {'; '.join(changed)}. "
-      "Give another --workdir, or the old settings to go on with that run."
+      f"--workdir={workdir}: {nearest} cannot be written. Give a folder where "
+      "you may write."
     )
+  old = _read(workdir / "config.json")
+  if old is None:
+    return
+  if "train" not in old:
+    raise UserError(
+      f"--workdir={workdir} holds a config.json that is not of a run. Give an "
+      "empty folder, or one that is not there yet."
+    )
+  if has_checkpoint(workdir):
+    before, now = _flat(old), _flat(config.to_dict(settings))
+    _refuse_changes(workdir, before, now)
+
+
+def check_same_data(
+  workdir: pathlib.Path, train: Prepared, test: Prepared | None
+) -> None:
+  """Raises UserError where a run would go on with other data."""
+  old = _read(workdir / "data.json") or {}
+  if has_checkpoint(workdir) and "fingerprint" in old.get("train", {}):
+    now = _fingerprint(train, test)
+    if old["train"]["fingerprint"] != now:
+      raise UserError(
+        f"{workdir} holds a run on other data: the files of config.data.path "
+        "or eval_path, or the tokenizer, have changed since it began. Give "
+        "another --workdir, or the old files to go on with that run."
+      )
+
+
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+  """Whether there is one, whole or not."""
+  return any(each.name.isdigit() for each in workdir.glob("checkpoints/*"))
 
 
 def write_inputs(
@@ -54,21 +85,56 @@ def write_inputs(
   if jax.process_index():
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  stats: dict[str, Any] = {"train": train.stats}
-  if test:
+  fingerprint = {"fingerprint": _fingerprint(train, test)}
+  stats: dict[str, Any] = {"train": {**train.stats, **fingerprint}}
+  rejected = train.rejected_file.read_bytes()
+  if test and settings.data.eval_holdout:
     # Held-out examples are part of the same preparation.
-    same = settings.data.eval_holdout
-    stats["eval"] = {"examples": len(test)} if same else test.stats
+    stats["eval"] = {"examples": len(test)}
+  elif test:
+    stats["eval"] = test.stats
+    rejected += test.rejected_file.read_bytes()
   for name, content in (
-    ("config.json", config.to_dict(settings)),
-    ("data.json", stats),
+    ("config.json", _json(config.to_dict(settings))),
+    ("data.json", _json(stats)),
+    ("rejected.jsonl", rejected),
   ):
-    temporary = workdir / f"{name}.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, workdir / name)
-  temporary = workdir / "rejected.jsonl.tmp"
-  shutil.copyfile(train.rejected_file, temporary)
-  os.replace(temporary, workdir / "rejected.jsonl")
+    with replacing(workdir / name) as partial:
+      partial.write_bytes(content)
+
+
+def _refuse_changes(
+  workdir: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+  changed = [
+    f"config.{key} was {before.get(key)!r} and is {now.get(key)!r}"
+    for key in sorted(before.keys() | now.keys())
+    if before.get(key) != now.get(key) and not key.startswith(_FREE)
+  ]
+  if changed:
+    raise UserError(
+      f"{workdir} holds a run with other settings: {'; '.join(changed)}. "
+      "Give another --workdir, or the old settings to go on with that run."
+    )
+
+
+def _fingerprint(train: Prepared, test: Prepared | None) -> str:
+  parts = train.fingerprint + (test.fingerprint if test else "")
+  return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def _read(path: pathlib.Path) -> Any:
+  """What a JSON file holds; None where there is no such file."""
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return None
+  except ValueError:
+    return {}
+
+
+def _json(value: Any) -> bytes:
+  return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

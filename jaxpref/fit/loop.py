@@ -1,6 +1,7 @@
 """The one training loop."""
 
 from collections.abc import Callable, Mapping
+import functools
 import time
 from typing import Any
 
@@ -23,7 +24,7 @@ class _Window:
 
   def __init__(self) -> None:
     self.terms: list[Any] = []
-    self.pairs = self.tokens = 0
+    self.pairs = self.tokens = 0  # tokens of responses
     self.began = time.perf_counter()
 
   def add(self, terms: Any, batch: Any) -> None:
@@ -80,24 +81,22 @@ def fit(
   Returns: the state, and the step reached, earlier than `stop` where
   `interrupted` said so; that state is saved too.
 
-  Raises UserError when the loss is no longer finite.
+  Raises UserError when loss or gradient are no longer finite.
   """
   window, pending = _Window(), 0
   batches = steps.loader(start, stop)
 
-  def flush(extra: Mapping[str, float] | None = None) -> None:
+  def flush(
+    more: Callable[[], Mapping[str, float]] = dict[str, float],
+  ) -> None:
+    """Writes the numbers of step `pending`, if it is not written yet."""
     nonlocal window, pending
     if not pending:
       return
     values = window.averages()
-    log.write(pending, {**values, **(extra or {})})
+    _check_finite(values, pending)
+    log.write(pending, {**values, **more()})
     log.progress(pending, values)
-    if not np.isfinite(values["loss"]):
-      raise UserError(
-        f"The loss is {values['loss']} at step {pending}. Lower "
-        "config.optimizer.learning_rate or set config.optimizer.grad_clip; "
-        "a rerun goes on from the last checkpoint."
-      )
     window, pending = _Window(), 0
 
   reached = start
@@ -111,19 +110,32 @@ def fit(
       leave = interrupted(number)
       last = leave or number == stop
       save = last or _due(number, settings.checkpoint_every)
-      judged = number == stop or _due(number, settings.eval_every)
-      if last or save or judged or _due(number, settings.log_every):
+      # Who is asked to leave has little time: no evaluation then.
+      judged = number == stop or (
+        not leave and _due(number, settings.eval_every)
+      )
+      if save or judged or _due(number, settings.log_every):
         pending = number
-      if judged:
-        with jax.transfer_guard("allow"):
-          flush(judge(state, number))
-      if save:
-        flush()
-        checkpoints.save(number, state)
+      with jax.transfer_guard("allow" if save or judged else "disallow"):
+        if judged:
+          flush(functools.partial(judge, state, number))
+        if save:
+          flush()
+          checkpoints.save(number, state)
       if leave:
         break
-  checkpoints.wait()
   return state, reached
+
+
+def _check_finite(values: Mapping[str, float], step: int) -> None:
+  # The gradient as well: it decides whether the parameters still are finite.
+  for name in ("loss", "grad_norm"):
+    if not np.isfinite(values[name]):
+      raise UserError(
+        f"{name} is {values[name]} at step {step}. Start again in another "
+        "--workdir with a lower config.optimizer.learning_rate, or a "
+        "config.optimizer.grad_clip; --debug stops where a NaN arises."
+      )
 
 
 def _due(step: int, every: int) -> bool:

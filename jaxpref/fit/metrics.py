@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from jaxpref.files import replacing
+
 
 def averages(terms: Mapping[str, Any]) -> dict[str, float]:
   """total / count of each Term, fetched from the devices."""
@@ -100,6 +102,5 @@ def _cut_back(path: pathlib.Path, step: int) -> None:
   # A run that begins anew also writes anew what stood before step 1.
   lines = read_metrics(path.parent) if step else []
   kept = [each for each in lines if each["step"] <= step]
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text("".join(json.dumps(each) + "\n" for each in kept))
-  temporary.replace(path)
+  with replacing(path) as partial:
+    partial.write_text("".join(json.dumps(each) + "\n" for each in kept))

@@ -56,6 +56,12 @@ def find_loss(settings: config.Loss) -> Callable[..., Any]:
       raise UserError(
         f"The loss {settings.name!r} needs config.loss.{name}, a number."
       )
+  try:
+    loss(*(jnp.zeros(1) for _ in _inputs(loss)), **settings.options)
+  except (ValueError, ArithmeticError) as error:
+    raise UserError(
+      f"config.loss: {settings.name!r} does not take these values: {error}."
+    ) from error
   return loss
 
 
@@ -108,7 +114,9 @@ def text_objective(
       )
     views = _Views(batch, logp, ref_logp)
     if not compares(loss):
-      values = loss(*(views[name] for name in _inputs(loss)))
+      values = loss(
+        *(views[name] for name in _inputs(loss)), **settings.options
+      )
       term = sum_valid(values, batch.slot < batch.slots.valid.shape[0])
       return {"loss": term}, state, {"loss": term}
     term = _pair_term(loss, settings.options, views)

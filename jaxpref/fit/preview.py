@@ -12,6 +12,7 @@ from jaxpref import config
 from jaxpref.data.prepared import Prepared
 from jaxpref.data.tokenizer import Rules
 from jaxpref.errors import UserError
+from jaxpref.files import replacing
 from jaxpref.models.build import Definition
 from jaxpref.sample.text import generate
 from jaxpref.score.pattern import pattern_score
@@ -121,12 +122,20 @@ def _read_prompts(path: pathlib.Path) -> list[Any]:
       f"config.sample.prompts: there is no file {path}. Give a text file with "
       "a prompt a line, or a .jsonl file with `prompt` in each row."
     )
-  lines = path.read_text(encoding="utf-8").splitlines()
+  try:
+    # Not splitlines, which ends lines inside of texts too.
+    lines = path.read_text(encoding="utf-8").split("\n")
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"config.sample.prompts: {path} is not UTF-8 text: {error}."
+    ) from error
   if path.suffix != ".jsonl":
     prompts = [line for line in lines if line.strip()]
   else:
     prompts = []
     for number, line in enumerate(lines, 1):
+      if not line.strip():
+        continue
       try:
         prompts.append(json.loads(line)["prompt"])
       except (json.JSONDecodeError, KeyError, TypeError):
@@ -148,6 +157,5 @@ def _replace(
     lines = [each for each in old if each["step"] != step]
   lines += [{"step": step, **sample} for sample in samples]
   path.parent.mkdir(exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text("".join(json.dumps(each) + "\n" for each in lines))
-  temporary.replace(path)
+  with replacing(path) as partial:
+    partial.write_text("".join(json.dumps(each) + "\n" for each in lines))

@@ -143,15 +143,6 @@ def test_prompts_repeated(data):
   assert len(rows(repeated)) > len(rows(shared))
 
 
-def test_data_without_comparisons(make_prepared):
-  alone = make_prepared([([1, 2], [[3]], [])])
-  with pytest.raises(
-    UserError, match=r"no comparisons.*config\.loss\.name=sft"
-  ):
-    _steps(alone)
-  assert len(_steps(alone, compare=False, num_steps=0)) == 1
-
-
 def test_rows_shorter_than_a_sequence(data):
   longest = max(
     len(data.prompt(i)) + data.response_lengths[j]
