@@ -122,6 +122,7 @@ def reference_logps(
     weights=weights,
     data=steps.data.fingerprint,
     dtype=dtype,
+    param_dtype=str(jax.tree.leaves(definition.shapes)[0].dtype),
     backend=jax.default_backend(),
   )
   path = config.cache_folder() / "reference" / f"{key}.safetensors"
