@@ -1,7 +1,9 @@
 """What training changed, as a few lines for the screen."""
 
+from collections.abc import Mapping
 import math
 import pathlib
+from typing import Any
 
 from jaxpref.fit.metrics import read_metrics
 
@@ -22,8 +24,15 @@ def before_and_after(workdir: pathlib.Path) -> str:
     values = [each for each in lines if each.get(name) is not None]
     if not values:
       continue
-    first, last = (form.format(values[i][name]) for i in (0, -1))
+    first, last = (_cell(values[i], name, form) for i in (0, -1))
     error = values[-1].get(f"{name}_stderr")
     note = f" ± {error:.3f}" if error and math.isfinite(error) else ""
     table.append(f"{label:36}{first:>10}{last:>10}{note}")
   return "\n".join(table)
+
+
+def _cell(line: Mapping[str, Any], name: str, form: str) -> str:
+  # Policy and reference are the same then, and a tie counts as wrong.
+  if name.endswith("rewards/accuracies") and line.get("eval/rewards/ties") == 1:
+    return "all ties"
+  return form.format(line[name])

@@ -33,3 +33,14 @@ def test_columns_stand_below_each_other(tmp_path):
   _write(tmp_path, {"step": 1, "loss": 0.5, "eval/loss": 123.0})
   lines = before_and_after(tmp_path).splitlines()
   assert len({len(line) for line in lines}) == 1
+
+
+def test_policy_that_is_its_reference(tmp_path):
+  name = "eval/rewards/accuracies"
+  _write(
+    tmp_path,
+    {"step": 0, name: 0.0, "eval/rewards/ties": 1.0},
+    {"step": 1, name: 1.0, "eval/rewards/ties": 0.0},
+  )
+  accuracy = before_and_after(tmp_path).splitlines()[1]
+  assert accuracy.split()[-3:] == ["all", "ties", "1.000"]
