@@ -97,10 +97,19 @@ def test_folder_holds_what_is_promised(workdir, metrics, overrides, oracle):
 
 
 def test_config_is_resolved(workdir, overrides):
-  text = (workdir / "config.json").read_text()
+  """It names what was asked for, and for some of 'auto' what that came to."""
+  found = json.loads((workdir / "config.json").read_text())
   given = {key: str(value) for key, value in overrides.items()}
-  expected, _ = config.load("configs/dpo.py", given)
-  assert config.build(json.loads(text)) == expected
+  loaded, _ = config.load("configs/dpo.py", given)
+  expected = config.to_dict(loaded)
+  assert config.to_dict(config.build(found)) == found
+  assert found.keys() == expected.keys()
+  for section, values in expected.items():
+    if isinstance(values, dict):
+      assert found[section].keys() == values.keys()
+      for name, value in values.items():
+        came_to = found[section][name]
+        assert value in (came_to, "auto"), f"{section}.{name}: {came_to}"
 
 
 def test_events_say_what_the_lines_say(workdir, metrics):
