@@ -1,0 +1,320 @@
+"""The text objective against one sequence a row and sums by hand."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpref import config, losses
+from jaxpref.data.steps import Steps
+from jaxpref.errors import UserError
+from jaxpref.fit.objectives import (
+  compares,
+  find_loss,
+  needs_reference,
+  score_text,
+  text_objective,
+)
+from jaxpref.models.build import bind, init_params
+from jaxpref.ops.attention import padded_attention
+
+BETA = 0.3
+
+
+@pytest.fixture(scope="module")
+def weighted(make_prepared):
+  """Comparisons with weights and preferences; trees of one to three."""
+  rng = np.random.default_rng(1)
+  take = lambda n: rng.integers(1, 64, size=n).tolist()
+  pairs = [
+    [(0, 1)],
+    [(1, 0, 0.5)],
+    [(0, 1, 0.8, 2.0), (2, 0, 1.0, 0.25), (1, 2, 0.0)],
+    [(1, 0, 1.0, 0.0)],
+  ]
+  shapes = [(5, [7, 3]), (1, [2, 2]), (6, [4, 9, 5]), (3, [1, 6])]
+  return make_prepared(
+    [
+      (take(prompt), [take(n) for n in lengths], each)
+      for (prompt, lengths), each in zip(shapes, pairs, strict=True)
+    ]
+  )
+
+
+@pytest.fixture(scope="module")
+def models(definition):
+  return [init_params(definition, jax.random.key(seed)) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def plain(definition, models, weighted):
+  """Log-probs of each response's tokens, by model: a sequence a row."""
+  data = weighted
+  prompts = np.repeat(np.arange(len(data)), np.diff(data.first_response))
+  sequences = [
+    [*data.prompt(i), *data.response(j)] for j, i in enumerate(prompts)
+  ]
+  size = max(map(len, sequences))
+  tokens = np.zeros((len(sequences), size), np.int32)
+  for row, sequence in zip(tokens, sequences, strict=True):
+    row[: len(sequence)] = sequence
+  valid = np.arange(size)[None] < [[len(each)] for each in sequences]
+  position = np.broadcast_to(np.arange(size, dtype=np.int32), tokens.shape)
+
+  @jax.jit
+  def score(params):
+    model = bind(definition, params)
+    attend = padded_attention(jnp.asarray(valid))
+    hidden, _ = model(jnp.asarray(tokens), jnp.asarray(position), attend)
+    logp = jax.nn.log_softmax(hidden @ model.head_kernel())[:, :-1]
+    return jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
+
+  def responses(params):
+    logp = np.asarray(score(params), np.float64)
+    starts = data.prompt_lengths[prompts]
+    return [
+      row[start - 1 : len(sequence) - 1]
+      for row, start, sequence in zip(logp, starts, sequences, strict=True)
+    ]
+
+  return [responses(params) for params in models]
+
+
+def _micro_batch(data, **given):
+  """The one micro-batch of a step that holds all of the data."""
+  settings = {"batch_size": len(data), "rows": 2, "row_length": 64}
+  steps = Steps(data, **{**settings, **given})
+  assert steps.shape.micro_batches == 1
+  batch = jax.tree.map(lambda x: jnp.asarray(x[0]), steps[0])
+  packing = steps.packing(0)[0]
+  numbers = [j for row in packing[0] for p in row for j in p.responses]
+  return batch, numbers
+
+
+def _run(definition, models, batch, loss, **options):
+  """(term, metrics), with the second model as the reference."""
+  settings = config.Loss(name=loss, options=options)
+  objective = text_objective(definition, settings, head_block=8)
+  live = batch.ref_token_logp is None and loss != "sft"
+  frozen = {"reference": models[1]} if live else {}
+  terms, state, metrics = jax.jit(objective)(
+    {"policy": models[0]}, frozen, {}, batch, jax.random.key(0)
+  )
+  assert state == {}
+  assert terms["loss"] == metrics["loss"]
+  return terms["loss"], metrics
+
+
+@pytest.mark.parametrize("given", [{}, {"share_prompts": False}],
+                         ids=["shared", "repeated"])  # fmt: skip
+def test_packed_log_probs_are_those_of_plain_sequences(
+  definition, models, weighted, plain, given
+):
+  batch, numbers = _micro_batch(weighted, **given)
+  score = jax.jit(functools.partial(score_text, definition, head_block=8))
+  logp = np.asarray(score(models[0], batch))
+  for slot, number in enumerate(numbers):
+    # Measured: 3e-6 nats of up to 9.
+    np.testing.assert_allclose(
+      logp[np.asarray(batch.slot) == slot], plain[0][number], atol=2e-5
+    )
+  assert min(map(np.min, plain[0])) < -5
+
+
+def _by_hand(data, plain, values_of):
+  """Σ weight (p loss + (1 - p) loss of the swapped pair), and how many."""
+  total = 0.0
+  for c in range(len(data.better)):
+    pair = [values_of(*(each[j] for each in plain)) for j in
+            (data.better[c], data.worse[c])]  # fmt: skip
+    p = float(data.preference[c])
+    soft = p * _loss(*pair) + (1 - p) * _loss(*pair[::-1])
+    total += float(data.weight[c]) * soft
+  return total, len(data.better)
+
+
+def _loss(chosen, rejected):
+  return math.log1p(math.exp(-BETA * (chosen - rejected)))
+
+
+def test_dpo_by_hand(definition, models, weighted, plain):
+  """Weights scale, valid counts: six comparisons, one of them of weight 0."""
+  batch, _ = _micro_batch(weighted)
+  term, _ = _run(definition, models, batch, "dpo", beta=BETA)
+  ratio = lambda policy, reference: float(np.sum(policy - reference))
+  total, count = _by_hand(weighted, plain, ratio)
+  assert count == term.count == 6
+  # Measured: 1e-6 of 17.
+  np.testing.assert_allclose(term.total, total, rtol=1e-5)
+
+
+def test_ipo_takes_means(definition, models, weighted, plain, monkeypatch):
+  batch, _ = _micro_batch(weighted)
+  term, _ = _run(definition, models, batch, "ipo", beta=BETA)
+  target = 1 / (2 * BETA)
+  ipo = lambda chosen, rejected: (chosen - rejected - target) ** 2
+  monkeypatch.setitem(globals(), "_loss", ipo)
+  mean = lambda policy, reference: float(np.mean(policy - reference))
+  total, _ = _by_hand(weighted, plain, mean)
+  np.testing.assert_allclose(term.total, total, rtol=1e-5)
+  summed, _ = _by_hand(weighted, plain, lambda p, r: float(np.sum(p - r)))
+  assert abs(summed - total) > 1  # so that sums would not pass
+
+
+def test_sft_trains_on_what_is_not_worse(definition, models, weighted, plain):
+  """By tokens, and on all responses where nothing is left out."""
+  for compare in (False, True):
+    batch, numbers = _micro_batch(weighted, compare=compare)
+    kept = sorted(set(range(9)) - set(weighted.worse.tolist()))
+    assert sorted(numbers) == (list(range(9)) if compare else kept)
+    term, metrics = _run(definition, models, batch, "sft")
+    assert metrics.keys() == {"loss"}
+    assert term.count == sum(len(plain[0][j]) for j in numbers)
+    total = -sum(plain[0][j].sum() for j in numbers)
+    np.testing.assert_allclose(term.total, total, rtol=1e-5)
+
+
+def test_metrics_by_hand(definition, models, weighted, plain):
+  batch, _ = _micro_batch(weighted)
+  _, metrics = _run(definition, models, batch, "dpo", beta=BETA)
+  policy, reference = ([each.sum() for each in model] for model in plain)
+  ratio = BETA * (np.array(policy) - reference)
+  better, worse = weighted.better, weighted.worse
+  logp = np.array(policy)
+  expected = {
+    "logps/chosen": logp[better],
+    "logps/rejected": logp[worse],
+    "logps/accuracies": logp[better] > logp[worse],
+    "rewards/chosen": ratio[better],
+    "rewards/rejected": ratio[worse],
+    "rewards/margins": ratio[better] - ratio[worse],
+    "rewards/accuracies": ratio[better] > ratio[worse],
+    "rewards/ties": np.zeros(6),
+  }
+  assert metrics.keys() == {"loss", *expected}
+  for name, values in expected.items():
+    assert metrics[name].count == 6, name
+    np.testing.assert_allclose(
+      metrics[name].total, values.sum(), rtol=1e-5, err_msg=name
+    )
+  assert 0 < metrics["rewards/accuracies"].total < 6
+
+
+def test_ties_are_not_accurate(definition, models, weighted):
+  """Policy and reference alike: every reward is 0, no pair is right."""
+  batch, _ = _micro_batch(weighted)
+  same = [models[0], models[0]]
+  _, metrics = _run(definition, same, batch, "dpo", beta=BETA)
+  assert metrics["rewards/accuracies"].total == 0
+  assert metrics["rewards/ties"].total == metrics["rewards/ties"].count == 6
+
+
+def test_metrics_without_a_reference(definition, models, weighted):
+  """A cached reference serves as a live one, and needs no parameters."""
+  batch, numbers = _micro_batch(weighted)
+  score = functools.partial(score_text, definition, head_block=8)
+  cached = dataclasses.replace(
+    batch, ref_token_logp=jax.jit(score)(models[1], batch)
+  )
+  live = _run(definition, models, batch, "dpo", beta=BETA)
+  told = _run(definition, models, cached, "dpo", beta=BETA)
+  # Measured: equal in all bits but some metrics' last.
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-6), live, told
+  )
+  assert len(numbers) == 9
+
+
+def test_what_stands_in_padding_is_harmless(definition, models, weighted):
+  """NaN there changes neither the value nor any gradient."""
+  batch, _ = _micro_batch(weighted)
+  score = jax.jit(functools.partial(score_text, definition, head_block=8))
+  cached = score(models[1], batch)
+  padding = batch.slot == batch.slots.valid.shape[0]
+  assert padding.any()
+  settings = config.Loss(name="dpo", options={"beta": BETA})
+  objective = text_objective(definition, settings, head_block=8)
+
+  @jax.jit
+  def loss_and_grads(batch):
+    loss = lambda params: (
+      objective({"policy": params}, {}, {}, batch, jax.random.key(0))[0][
+        "loss"
+      ].total
+    )
+    return jax.value_and_grad(loss)(models[0])
+
+  clean = dataclasses.replace(batch, ref_token_logp=cached)
+  planted = dataclasses.replace(
+    batch,
+    ref_token_logp=jnp.where(padding, jnp.nan, cached),
+    target=jnp.where(padding, 7, batch.target),
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    loss_and_grads(clean),
+    loss_and_grads(planted),
+  )
+
+
+def test_no_gradient_reaches_the_reference(definition, models, weighted):
+  batch, _ = _micro_batch(weighted)
+  settings = config.Loss(name="dpo", options={"beta": BETA})
+  objective = text_objective(definition, settings, head_block=8)
+
+  def loss(reference):
+    roles = {"policy": models[0]}, {"reference": reference}
+    return objective(*roles, {}, batch, jax.random.key(0))[0]["loss"].total
+
+  grads = jax.jit(jax.grad(loss))(models[1])
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
+
+
+def test_which_losses_compare():
+  assert compares(losses.dpo)
+  assert compares(losses.ipo)
+  assert not compares(losses.sft)
+  assert needs_reference(losses.dpo)
+  assert needs_reference(losses.ipo)
+  assert not needs_reference(losses.sft)
+
+
+def _settings(name, **options):
+  return config.Loss(name=name, options=options)
+
+
+def test_find_loss():
+  assert find_loss(_settings("dpo", beta=0.1)) is losses.dpo
+  assert find_loss(_settings("dpo", beta=1, label_smoothing=0.1)) is losses.dpo
+  assert find_loss(_settings("sft")) is losses.sft
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    (_settings("dpoo", beta=0.1), r"config\.loss\.name: .*'dpoo'; known: dpo"),
+    (_settings("dpo"), r"'dpo' needs config\.loss\.beta"),
+    (
+      _settings("dpo", beta=0.1, label_smooth=0.1),
+      r"loss\.label_smooth is not .* mean 'label_smoothing'",
+    ),
+    (_settings("ipo", beta=0.1, gamma=1), r"config\.loss\.gamma is not .*beta"),
+    (_settings("sft", beta=0.1), r"loss\.beta is not an option .* has none"),
+    (_settings("dpo", beta="0.1"), r"loss\.beta is '0\.1'; .* a number"),
+    (_settings("dpo", beta=True), r"loss\.beta is True; it must be a number"),
+    (
+      _settings("dpo", beta=0.1, label_smoothing=0.5),
+      r"'dpo' does not take .* label_smoothing is 0\.5; it must be at least 0",
+    ),
+    (_settings("ipo", beta=0), "'ipo' does not take these values: .*zero"),
+    # What the objective supplies is no option.
+    (_settings("dpo", beta=0.1, chosen_logratio=1), "chosen_logratio is not"),
+  ],
+)
+def test_find_loss_refuses(settings, message):
+  with pytest.raises(UserError, match=message):
+    find_loss(settings)
