@@ -22,6 +22,18 @@ def settings(tiny):
 
 
 @pytest.fixture
+def launch_one(launch, tmp_path):
+  """One process that has two devices."""
+  # No references of other tests: those were rounded on another mesh.
+  cache = {"JAXPREF_CACHE": str(tmp_path / "cache-0")}
+
+  def run(workdir, settings) -> None:
+    launch(workdir, settings, devices=2, environment=cache)
+
+  return run
+
+
+@pytest.fixture
 def start_two(launch, tmp_path):
   """start_two(workdir, settings) -> the two processes."""
   started = []
@@ -39,7 +51,7 @@ def start_two(launch, tmp_path):
           "JAX_NUM_PROCESSES": "2",
           "JAX_PROCESS_ID": str(number),
           # Hosts need not share their caches: the second begins without.
-          "JAXPREF_CACHE": str(launch.cache if number == 0 else tmp_path / "c"),
+          "JAXPREF_CACHE": str(tmp_path / f"cache-{number}"),
         },
       )
       for number in range(2)
@@ -55,9 +67,9 @@ def start_two(launch, tmp_path):
 
 
 def test_same_as_one_process(
-  launch, start_two, settings, tmp_path, assert_same_run
+  launch_one, start_two, settings, tmp_path, assert_same_run
 ):
-  launch(tmp_path / "one", settings, devices=2)
+  launch_one(tmp_path / "one", settings)
   first, second = _finish(start_two(tmp_path / "two", settings))
   assert "Report:" in first
   assert "Report:" not in second  # said once, not once a process
@@ -67,10 +79,10 @@ def test_same_as_one_process(
 @pytest.mark.certify
 @pytest.mark.parametrize("told", [0, 1])
 def test_sigterm_to_one_stops_both(
-  launch, start_two, settings, tmp_path, assert_same_run, told
+  launch_one, start_two, settings, tmp_path, assert_same_run, told
 ):
   settings = {**settings, "train.checkpoint_every": 0}
-  launch(tmp_path / "one", settings, devices=2)
+  launch_one(tmp_path / "one", settings)
   workdir = tmp_path / "stopped"
   processes = start_two(workdir, settings)
   _wait_for_line(workdir, 3, processes)
