@@ -1,5 +1,9 @@
 """Log-probabilities of tokens without the [tokens, vocab] logits."""
 
+from collections.abc import Callable
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
@@ -28,29 +32,84 @@ def token_logp(
     target: the ids whose log-probabilities are wanted.
     block: tokens of a row scored at a time.
   """
-  rows, tokens = target.shape
+  tokens = target.shape[1]
   blocks = max(1, -(-tokens // block))
   size = -(-tokens // blocks)
-  padding = blocks * size - tokens
+
+  def split(x: Array) -> Array:
+    """[rows, tokens, ...] to [blocks, rows, size, ...]."""
+    widths = ((0, 0), (0, blocks * size - tokens)) + ((0, 0),) * (x.ndim - 2)
+    x = jnp.pad(x, widths).reshape(x.shape[0], blocks, size, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
   # Gathered once, outside the loop: a gather in each block would cost more
   # than the products.
   kernel = constrain(kernel, ("act_embed", "vocab"))
+  logp = _blockwise(split(hidden), kernel, split(target))
+  return jnp.moveaxis(logp, 0, 1).reshape(target.shape[0], -1)[:, :tokens]
 
-  def split(x: Array) -> Array:
-    x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(rows, blocks, size, *x.shape[2:]), 1, 0)
 
-  @jax.checkpoint
-  def score(_: None, part: tuple[Array, Array]) -> tuple[None, Array]:
-    logits = jnp.einsum(
-      "rtd,dv->rtv", part[0], kernel, preferred_element_type=jnp.float32
-    )
-    logits = constrain(logits, ("batch", "length", "vocab"))
-    # A sum over a mask, not a gather: it fuses, its gradient is no scatter,
-    # and each shard of the vocabulary looks at its own part.
-    hit = part[1][..., None] == jnp.arange(logits.shape[-1])[None, None]
-    at_target = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-    return None, at_target - jax.nn.logsumexp(logits, axis=-1)
+# Below, arrays of tokens are [blocks, rows, size, ...].
 
-  _, logp = jax.lax.scan(score, None, (split(hidden), split(target)))
-  return jnp.moveaxis(logp, 0, 1).reshape(rows, -1)[:, :tokens]
+
+@jax.custom_vjp
+def _blockwise(hidden: Array, kernel: Array, target: Array) -> Array:
+  return _forward(hidden, kernel, target)[0]
+
+
+def _forward(
+  hidden: Array, kernel: Array, target: Array
+) -> tuple[Array, tuple[Array, ...]]:
+  def score(part: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    logits = _logits(part[0], kernel)
+    # A sum over a mask, not a gather: it fuses, and each shard of the
+    # vocabulary looks at its own part.
+    at_target = jnp.sum(jnp.where(_hit(part[1], logits), logits, 0.0), axis=-1)
+    largest = jnp.max(logits, axis=-1)
+    total = jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)
+    return at_target - (jnp.log(total) + largest), largest, total
+
+  logp, largest, total = jax.lax.map(score, (hidden, target))
+  return logp, (hidden, kernel, target, largest, total)
+
+
+def _backward(
+  kept: tuple[Array, ...], grad: Array
+) -> tuple[Array, Array, None]:
+  hidden, kernel, target, largest, total = kept
+
+  def back(kernel_grad: Array, part: Any) -> tuple[Array, Array]:
+    hidden, target, largest, total, grad = part
+    logits = _logits(hidden, kernel)
+    # Not exp(logits - log_sum): the sum would round them alike.
+    probs = jnp.exp(logits - largest[..., None]) / total[..., None]
+    logits_grad = grad[..., None] * (_hit(target, logits) - probs)
+    # Products in the compute dtype, sums in float32.
+    logits_grad = logits_grad.astype(kernel.dtype)
+    hidden_grad = _einsum("rtv,dv->rtd", logits_grad, kernel)
+    kernel_grad += _einsum("rtd,rtv->dv", hidden, logits_grad)
+    kernel_grad = constrain(kernel_grad, ("act_embed", "vocab"))
+    return kernel_grad, hidden_grad.astype(hidden.dtype)
+
+  zeros = jnp.zeros(kernel.shape, jnp.float32)
+  parts = (hidden, target, largest, total, grad)
+  kernel_grad, hidden_grad = jax.lax.scan(back, zeros, parts)
+  return hidden_grad, kernel_grad.astype(kernel.dtype), None
+
+
+_blockwise.defvjp(_forward, _backward)
+
+
+def _logits(hidden: Array, kernel: Array) -> Float32[Array, "rows size vocab"]:
+  logits = _einsum("rtd,dv->rtv", hidden, kernel)
+  return constrain(logits, ("batch", "length", "vocab"))
+
+
+def _hit(target: Array, logits: Array) -> Array:
+  """Whether each entry of the logits is the target's."""
+  return target[..., None] == jnp.arange(logits.shape[-1])[None, None]
+
+
+_einsum: Callable[..., Array] = functools.partial(
+  jnp.einsum, preferred_element_type=jnp.float32
+)

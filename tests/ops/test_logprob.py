@@ -153,3 +153,16 @@ def test_shapes_that_do_not_fit_are_refused(change):
     hidden = hidden[0]
   with pytest.raises(TypeCheckError):
     token_logp(hidden, kernel, target, block=4)
+
+
+def test_kernel_gradient_of_many_blocks_adds_up_in_float32():
+  """In bfloat16 a sum stops growing once it is 256 times what is added."""
+  tokens, width, vocab = 4096, 2, 4
+  hidden = jnp.ones((1, tokens, width), jnp.bfloat16)
+  kernel = jnp.zeros((width, vocab), jnp.bfloat16)
+  target = jnp.zeros((1, tokens), jnp.int32)
+  total = lambda kernel: jnp.sum(token_logp(hidden, kernel, target, block=4))
+  gradient = jax.grad(total)(kernel).astype(jnp.float32)
+  # p is 1/4 of each entry: the target's grows by 3/4 a token.
+  expected = tokens * np.asarray([[0.75, -0.25, -0.25, -0.25]] * width)
+  np.testing.assert_allclose(gradient, expected, rtol=2**-8)
