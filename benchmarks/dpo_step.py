@@ -62,7 +62,7 @@ def run_jaxpref(flags: argparse.Namespace) -> dict[str, Any]:
       "model": {
         "path": flags.model,
         "dtype": "float32",
-        "remat": "",
+        "remat": "dots_with_no_batch_dims_saveable",
       },
       "reference": {"mode": flags.reference},
       "data": {

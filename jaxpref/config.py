@@ -310,8 +310,9 @@ def _section_from(cls: Any, tree: Any, prefix: str, source: str) -> Any:
 
 
 def _cast(hint: Any, value: Any, key: str, source: str) -> Any:
-  # A folder called 2024 stays text.
-  value = str(value) if hint is str and _is_scalar(value) else _plain(value)
+  if hint is str and _is_scalar(value):
+    value = _text(value)
+  value = _plain(value)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if get_origin(hint) is tuple:
@@ -327,6 +328,12 @@ def _cast(hint: Any, value: Any, key: str, source: str) -> Any:
       f"{names.get(kind, getattr(kind, '__name__', kind))}."
     )
   return value
+
+
+def _text(value: Any) -> str:
+  """A folder called 2024 stays text; 'quoted' text loses its quotes."""
+  plain = _plain(value)
+  return plain if isinstance(plain, str) else str(value)
 
 
 def _is_scalar(value: Any) -> bool:

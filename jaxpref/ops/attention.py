@@ -17,8 +17,8 @@ q and out are [rows, tokens, heads, head_dim], k and v have kv_heads; `item` is
 what the layer keeps between calls (a cache), None in training.
 """
 
-_BLOCK = 64  # queries; measured on CPU as the fastest of 32 to 512
-_MAX_BLOCKS = 8  # more would not save much of the triangle, but compile time
+_BLOCK = 32  # queries; measured on CPU as the fastest of 24 to 512
+_MAX_BLOCKS = 16  # more would hardly save triangle, but compile longer
 _HIDDEN = -1e30  # finite: a row of -inf alone would give NaN
 
 
