@@ -276,11 +276,11 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_absolute_paths(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setenv("HOME", "/home/someone")
+  monkeypatch.setenv("HOME", str(tmp_path / "someone"))
   tree = {"data": {"path": "a/../b"}, "model": {"path": "~/model"}}
   built = config.with_absolute_paths(config.build(tree))
   assert built.data.path == str(tmp_path / "b")
-  assert built.model.path == "/home/someone/model"
+  assert built.model.path == str(tmp_path / "someone" / "model")
   assert built.data.eval_path == ""  # off stays off
   assert config.with_absolute_paths(built) == built
 
