@@ -103,7 +103,6 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
         values |= preview.write(workdir, number, definition, policy)
       return values
 
-    write_inputs(settings, workdir, train, test)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state, start = _restore_or_begin(
       checkpoints, source, tx, where, settings.train.seed
@@ -114,6 +113,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
         f"after {len(steps)}. Raise config.train.steps (or data.epochs), or "
         "give another --workdir."
       )
+    write_inputs(settings, workdir, train, test)
     with (
       contextlib.closing(checkpoints),
       contextlib.closing(RunLog(workdir, start=start, stop=len(steps))) as log,
