@@ -1,26 +1,39 @@
 """Preference objectives as pure functions of float32 arrays.
 
-Each returns one unreduced value a unit (pair, token ...), takes exactly what
-its signature names, and names its paper. Hyper-parameters are keywords.
+Each returns one unreduced value a unit (pair, response, list, token ...),
+takes exactly what its signature names, and names its paper. Arrays come first,
+hyper-parameters are keywords. docs/losses.md is the list to choose from.
+
+Every public function of every file of this folder can be had from here, and
+every one under `@loss` by `config.loss.name`: nothing lists them.
 """
 
 from collections.abc import Callable
-import difflib
+import importlib
+import inspect
+import pkgutil
+from typing import TYPE_CHECKING, Any
 
-from jaxpref.losses.pairwise import dpo, ipo
-from jaxpref.losses.supervised import sft
+from jaxpref.losses.registry import get, inputs, names, spec
 
-__all__ = ["dpo", "get", "ipo", "sft"]
+if TYPE_CHECKING:  # for editors and type checkers, which run no loops
+  from jaxpref.losses.pairwise import *
+  from jaxpref.losses.supervised import *
 
 
-def get(name: str) -> Callable[..., object]:
-  """The loss that `config.loss.name` means.
+def _public_functions() -> dict[str, Callable[..., Any]]:
+  found: dict[str, Callable[..., Any]] = {}
+  for file in pkgutil.iter_modules(__path__):
+    if file.name == "registry":
+      continue
+    module = importlib.import_module(f"{__name__}.{file.name}")
+    for name, each in inspect.getmembers(module, inspect.isfunction):
+      if each.__module__ == module.__name__ and not name.startswith("_"):
+        found[name] = each
+  return found
 
-  Raises ValueError that names the nearest known loss.
-  """
-  known = [each for each in __all__ if each != "get"]
-  if name in known:
-    return globals()[name]
-  close = difflib.get_close_matches(name, known, n=1)
-  names = close or known
-  raise ValueError(f"there is no loss {name!r}; known: {', '.join(names)}")
+
+_FUNCTIONS = _public_functions()
+globals().update(_FUNCTIONS)
+
+__all__ = ["get", "inputs", "names", "spec", *_FUNCTIONS]

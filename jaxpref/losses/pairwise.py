@@ -3,20 +3,24 @@
 import jax
 from jaxtyping import Array, Float32
 
-from jaxpref.types import Scalar, check_range, checked
+from jaxpref.losses.registry import loss
+from jaxpref.types import Scalar, check_range
 
 
-@checked
+@loss("pair")
 def dpo(
   chosen_logratio: Float32[Array, "*pairs"],
   rejected_logratio: Float32[Array, "*pairs"],
   *,
-  beta: Scalar,
+  beta: Scalar = 0.1,
   label_smoothing: Scalar = 0.0,
 ) -> Float32[Array, "*pairs"]:
   """Direct preference optimization loss of each pair.
 
       loss = -(1 - s) log σ(m) - s log σ(-m),   m = beta (chosen - rejected)
+
+  Use: the place to start. With label_smoothing above 0 it is conservative DPO,
+  for labels of which some are wrong.
 
   Args:
     chosen_logratio: log π(y|x) - log π_ref(y|x) of the preferred response,
@@ -41,16 +45,19 @@ def dpo(
   return -(1.0 - label_smoothing) * kept - label_smoothing * swapped
 
 
-@checked
+@loss("pair")
 def ipo(
   chosen_mean_logratio: Float32[Array, "*pairs"],
   rejected_mean_logratio: Float32[Array, "*pairs"],
   *,
-  beta: Scalar,
+  beta: Scalar = 0.1,
 ) -> Float32[Array, "*pairs"]:
   """Identity preference optimization loss of each pair.
 
       loss = (chosen - rejected - 1 / (2 beta))²
+
+  Use: where DPO drives the margins of few, sure pairs without end: the margin
+  has a target here.
 
   Args:
     chosen_mean_logratio: log π(y|x) - log π_ref(y|x) of the preferred

@@ -2,16 +2,18 @@
 
 from jaxtyping import Array, Float32
 
-from jaxpref.types import checked
+from jaxpref.losses.registry import loss
 
 
-@checked
+@loss("token")
 def sft(
   token_logp: Float32[Array, "*tokens"],
 ) -> Float32[Array, "*tokens"]:
   """Negative log-likelihood of each response token (supervised fine-tuning).
 
       loss = -log π(y_t | x, y_<t)
+
+  Use: before learning from preferences, on answers worth imitating.
 
   Args:
     token_logp: log-probability of each response token, in nats.
