@@ -1,170 +1,254 @@
-"""Pairwise losses against papers' numbers and torch's values and gradients."""
+"""Losses of a margin, against known numbers, TRL's code and NumPy."""
 
 import functools
-import json
-import pathlib
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
-from jaxtyping import TypeCheckError
 import numpy as np
 import pytest
 
 from jaxpref import losses
-from jaxpref.types import sum_valid
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "losses.json"
-CASES = json.loads(GOLDEN.read_text())
-PAIRWISE = {"dpo": losses.dpo, "ipo": losses.ipo}
-WRAPS = {"eager": lambda f: f, "jit": jax.jit, "vmap": jax.vmap}
+from .pairs import (
+  assert_is_numpys,
+  assert_is_trls,
+  at_zero,
+  of_known,
+  of_trl_inputs,
+  random_pairs,
+  softplus,
+  trl_case,
+  trl_cases,
+)
 
+OURS = {
+  "sigmoid_norm": "dpo_mean",
+  "ipo": "ipo",
+  "hinge": "hinge",
+  "robust": "robust_dpo",
+  "exo_pair": "exo",
+  "discopop": "discopop",
+}
+MARGINS = ["dpo", "ipo_sum", "robust_dpo", "hinge", "exo", "discopop"]
 
-def _array(values):
-  return jnp.asarray(values, jnp.float32)
-
-
-# Two pairs of known token log-probs, evaluated with TRL in float64: sums over
-# 3 and 4, and 4 and 2 tokens.
-CHOSEN, REJECTED = _array([0.3, -0.2]), _array([-2.4, 1.5])
-CHOSEN_MEAN = CHOSEN / _array([3, 4])
-REJECTED_MEAN = REJECTED / _array([4, 2])
+# What hypothesis draws; every number here is a float32.
+log_ratios = st.floats(-40.0, 40.0, width=32)
+few = settings(deadline=None, max_examples=25, derandomize=True)
 
 
 @pytest.mark.parametrize(
-  ("label_smoothing", "expected"),
-  [(0.0, [0.5672321, 0.7817553]), (0.1, [0.5942321, 0.7647553])],
+  ("name", "options", "expected"),
+  [
+    ("dpo", {"beta": 0.1}, [0.5672321, 0.7817553]),
+    ("dpo", {"beta": 0.5}, [0.2305086, 1.2058651]),
+    ("dpo", {"beta": 0.1, "label_smoothing": 0.1}, [0.5942321, 0.7647553]),
+    ("dpo_mean", {"beta": 0.1}, [0.6587596, 0.7339470]),
+    ("ipo", {"beta": 0.1}, [18.49, 33.64]),
+    ("ipo_sum", {"beta": 0.1}, [5.29, 44.89]),
+    ("robust_dpo", {}, [0.5334821, 0.8030053]),
+    ("hinge", {"beta": 0.1}, [0.73, 1.17]),
+    ("hinge", {"beta": 0.5}, [0.0, 1.85]),
+    ("exo", {}, [2.3068666, 3.0576624]),
+    ("discopop", {}, [0.7624976, 0.7947882]),
+  ],
 )
-def test_dpo_of_two_known_pairs(label_smoothing, expected):
-  loss = losses.dpo(CHOSEN, REJECTED, beta=0.1, label_smoothing=label_smoothing)
-  np.testing.assert_allclose(loss, expected, atol=1e-6)
+def test_two_known_pairs(name, options, expected):
+  np.testing.assert_allclose(of_known(name, {}, **options), expected, rtol=1e-6)
 
 
-def test_ipo_of_two_known_pairs():
-  loss = losses.ipo(CHOSEN_MEAN, REJECTED_MEAN, beta=0.1)
-  np.testing.assert_allclose(loss, [18.49, 33.64], rtol=1e-6)
+@trl_cases(*OURS)
+def test_trls_values_and_gradients(case):
+  assert_is_trls(OURS[case["name"]], case, **case["options"])
 
 
-@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_dpo_is_trls_sigmoid(beta):
+  assert_is_trls("dpo", trl_case("sigmoid", beta=beta), beta=beta)
+
+
+def test_label_smoothing_works_where_trl_ignores_it():
+  smooth = {"beta": 0.5, "label_smoothing": 0.1}
+  theirs = trl_case("sigmoid", **smooth)
+  assert theirs["loss"] == trl_case("sigmoid", beta=0.5)["loss"]
+  values, _ = of_trl_inputs("dpo", theirs, **smooth)
+  margin = 0.5 * np.subtract(*theirs["logratio"])
+  expected = 0.9 * softplus(-margin) + 0.1 * softplus(margin)
+  np.testing.assert_allclose(values, expected, rtol=1e-5)
+  assert np.abs(values - np.array(theirs["loss"])).max() > 1e-3
+
+
+@pytest.mark.parametrize("beta", [0.1, 2.0])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_dpo_is_numpys(beta, label_smoothing):
+  def reference(chosen, rejected, beta, label_smoothing):
+    p = 1.0 / (1.0 + np.exp(-beta * (chosen - rejected)))
+    return -(1 - label_smoothing) * np.log(p) - label_smoothing * np.log(1 - p)
+
+  inputs = random_pairs(0, "chosen_logratio", "rejected_logratio", size=2.0)
+  options = {"beta": beta, "label_smoothing": label_smoothing}
+  assert_is_numpys("dpo", reference, inputs, **options)
+
+
+@pytest.mark.parametrize("beta", [0.1, 2.0])
+def test_summed_ipo_is_numpys(beta):
+  reference = lambda c, r, beta: np.square(c - r - 0.5 / beta)
+  inputs = random_pairs(1, "chosen_logratio", "rejected_logratio")
+  assert_is_numpys("ipo_sum", reference, inputs, beta=beta)
+
+
 @pytest.mark.parametrize(
-  "case",
-  CASES,
-  ids=[f"{c['name']}{list(c['options'].values())}" for c in CASES],
+  ("name", "options", "expected"),
+  [
+    ("dpo", {"label_smoothing": 0.2}, np.log(2)),
+    ("dpo_mean", {}, np.log(2)),
+    ("ipo", {"beta": 0.5}, 1.0),
+    ("ipo_sum", {"beta": 0.25}, 4.0),
+    ("robust_dpo", {}, np.log(2)),
+    ("hinge", {}, 1.0),
+    ("exo", {"label_smoothing": 0.1}, -np.log(2 * 0.3)),
+    ("discopop", {}, (1 + np.log(2)) / 2),
+  ],
 )
-def test_torch_values_and_gradients(case, wrap):
-  loss = functools.partial(PAIRWISE[case["name"]], **case["options"])
-  chosen, rejected = map(_array, case["inputs"].values())
-  values = wrap(loss)(chosen, rejected)
-  assert values.dtype == jnp.float32
-  # Measured: 2e-7 of the value, 2e-7 of the gradient.
-  np.testing.assert_allclose(values, case["loss"], rtol=2e-6)
-  total = lambda *pair: jnp.sum(wrap(loss)(*pair))
-  grads = jax.grad(total, argnums=(0, 1))(chosen, rejected)
-  for ours, theirs in zip(grads, case["grads"].values(), strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=2e-6)
+def test_values_where_both_models_agree(name, options, expected):
+  np.testing.assert_allclose(at_zero(name, **options), expected, rtol=1e-6)
 
 
-def test_no_ratio_gives_the_value_where_both_models_agree():
-  zero = jnp.zeros(3)
-  ln2 = np.full(3, np.log(2))
-  np.testing.assert_allclose(losses.dpo(zero, zero, beta=0.7), ln2, rtol=1e-7)
+def _of_margin(name, **options):
+  """A loss as a function of chosen - rejected, jitted."""
+  loss = functools.partial(losses.get(name), **options)
+  return jax.jit(lambda margin: loss(margin, jnp.zeros_like(margin)))
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_only_the_margin_counts(name):
+  chosen, rejected = jnp.array([3.0, -8.0]), jnp.array([1.5, 2.0])
+  values = losses.get(name)(chosen, rejected)
   np.testing.assert_allclose(
-    losses.ipo(zero, zero, beta=0.5), np.ones(3), rtol=1e-7
+    _of_margin(name)(chosen - rejected), values, rtol=1e-6
   )
 
 
-def test_swapping_a_pair():
-  """dpo: -log σ(m) becomes -log σ(-m), m larger; ipo: (d - t)² - (d + t)²."""
-  forward = losses.dpo(CHOSEN, REJECTED, beta=0.1)
-  backward = losses.dpo(REJECTED, CHOSEN, beta=0.1)
-  margin = 0.1 * (CHOSEN - REJECTED)
-  np.testing.assert_allclose(backward - forward, margin, atol=1e-6)
-  # With half the labels backwards it would not matter which is which.
-  mixed = losses.dpo(CHOSEN, REJECTED, beta=0.1, label_smoothing=0.499999)
-  np.testing.assert_allclose(mixed, (forward + backward) / 2, atol=1e-5)
-  backward = losses.ipo(REJECTED_MEAN, CHOSEN_MEAN, beta=0.1)
-  forward = losses.ipo(CHOSEN_MEAN, REJECTED_MEAN, beta=0.1)
-  difference = 4 * (CHOSEN_MEAN - REJECTED_MEAN) * 5
-  np.testing.assert_allclose(backward - forward, difference, rtol=1e-5)
+_dpo, _robust = _of_margin("dpo"), _of_margin("robust_dpo", label_smoothing=0.2)
 
 
-@pytest.mark.parametrize("loss", PAIRWISE.values(), ids=PAIRWISE)
-@pytest.mark.parametrize("beta", [0.1, 5.0])
-def test_far_apart_models_stay_finite(loss, beta):
-  chosen = _array([1e4, -1e4, 1e4, -1e4])
-  rejected = _array([-1e4, 1e4, 1e4, -1e4])
-  total = lambda *pair: jnp.sum(loss(*pair, beta=beta))
-  values, grads = jax.value_and_grad(total, argnums=(0, 1))(chosen, rejected)
-  assert np.isfinite(values)
-  assert np.isfinite(grads).all()
-  assert grads[0][1] < 0 < grads[1][1]  # a lost pair still pulls
+@few
+@given(log_ratios)
+def test_swapping_a_pair_adds_its_margin(margin):
+  """-log σ(-m) + log σ(m) = m."""
+  margin = jnp.array([margin], jnp.float32)
+  # Measured: 4e-7, by a margin of 4.
+  difference = _dpo(-margin) - _dpo(margin)
+  np.testing.assert_allclose(difference, 0.1 * margin, atol=2e-6)
 
 
-@pytest.mark.parametrize("loss", PAIRWISE.values(), ids=PAIRWISE)
-def test_hyper_parameters_of_any_kind(loss):
-  expected = loss(CHOSEN, REJECTED, beta=2.0)
-  for beta in (2, np.float32(2), np.float64(2), np.int64(2), jnp.float32(2)):
-    values = loss(CHOSEN, REJECTED, beta=beta)
-    assert values.dtype == jnp.float32
-    np.testing.assert_array_equal(values, expected)
-  traced = jax.jit(lambda beta: loss(CHOSEN, REJECTED, beta=beta))(2.0)
-  np.testing.assert_allclose(traced, expected, rtol=1e-6)
-  slope = jax.grad(lambda b: jnp.sum(loss(CHOSEN, REJECTED, beta=b)))(2.0)
-  assert np.isfinite(slope)
-  assert slope != 0
+@few
+@given(log_ratios)
+def test_robust_dpo_is_unbiased(margin):
+  """Over labels of which a fifth is flipped, it is DPO of the clean ones."""
+  margin = jnp.array([margin], jnp.float32)
+  mean = 0.8 * _robust(margin) + 0.2 * _robust(-margin)
+  np.testing.assert_allclose(mean, _dpo(margin), rtol=1e-5, atol=2e-6)
 
 
-def test_label_smoothing_may_be_traced():
-  smooth = lambda s: losses.dpo(CHOSEN, REJECTED, beta=0.1, label_smoothing=s)
-  np.testing.assert_allclose(jax.jit(smooth)(0.1), smooth(0.1), rtol=1e-6)
+def test_robust_dpo_without_noise_is_dpo():
+  margin = jnp.linspace(-30.0, 30.0, 41)
+  clean = _of_margin("robust_dpo", label_smoothing=0.0)
+  np.testing.assert_allclose(clean(margin), _dpo(margin), rtol=1e-6)
 
 
+_exo = _of_margin("exo", label_smoothing=0.1)
+
+
+@few
+@given(log_ratios)
+def test_exo_is_a_divergence(margin):
+  margin = jnp.array([margin], jnp.float32)
+  assert _exo(margin) >= -1e-7
+  # Both ways round: of swapped labels, as of a label smoothed by 1 - s.
+  q = 1.0 / (1.0 + np.exp(-0.1 * np.float64(margin)))
+  swapped = q * np.log(q / 0.1) + (1 - q) * np.log((1 - q) / 0.9)
+  np.testing.assert_allclose(_exo(-margin), swapped, rtol=1e-5, atol=1e-6)
+
+
+def test_exo_rests_at_its_label():
+  rest = jnp.array([np.log(0.9 / 0.1) / 0.1], jnp.float32)
+  np.testing.assert_allclose(_exo(rest), 0.0, atol=1e-6)
+  slope = jax.grad(lambda m: jnp.sum(_exo(m)))
+  np.testing.assert_allclose(slope(rest), 0.0, atol=1e-7)
+  assert slope(rest - 1.0) < 0.0 < slope(rest + 1.0)
+
+
+@pytest.mark.parametrize("name", ["ipo", "ipo_sum"])
+def test_ipo_rests_at_its_target(name):
+  target = jnp.array([1.0 / (2.0 * 0.2)])
+  values, slope = jax.value_and_grad(
+    lambda m: jnp.sum(_of_margin(name, beta=0.2)(m))
+  )(target)
+  assert values == 0.0
+  assert slope == 0.0
+
+
+def test_ipo_averages_as_trl_does_and_ipo_sum_does_not():
+  case = trl_case("ipo", beta=0.5)
+  averaged, _ = of_trl_inputs("ipo", case, beta=0.5)
+  summed, _ = of_trl_inputs("ipo_sum", case, beta=0.5)
+  np.testing.assert_allclose(averaged, case["loss"], rtol=5e-6)
+  expected = np.square(np.subtract(*case["logratio"]) - 1.0)
+  np.testing.assert_allclose(summed, expected, rtol=5e-6)
+  assert np.abs(summed - np.array(case["loss"])).max() > 0.1
+
+
+def test_hinge_stops_at_its_margin():
+  slope = jax.grad(lambda m: jnp.sum(_of_margin("hinge", beta=0.5)(m)))
+  margin = jnp.array([1.9, 2.1, -100.0])
+  np.testing.assert_allclose(slope(margin), [-0.5, 0.0, -0.5])
+
+
+def test_discopop_rises_around_zero():
+  """Where weak pairs come to rest, at -0.08 in margins of beta 1."""
+  slope = jax.grad(lambda m: jnp.sum(_of_margin("discopop", beta=1.0)(m)))
+  signs = np.sign(slope(jnp.array([-0.5, -0.2, -0.05, 0.0, 0.05, 0.2])))
+  np.testing.assert_array_equal(signs, [-1, -1, 1, 1, 1, -1])
+
+
+def test_discopop_is_exact_where_trl_overflows():
+  far = {"beta": 0.5, "tau": 0.05}
+  case = trl_case("discopop", **far, far=True)
+  theirs = np.array(case["loss"])
+  assert np.isnan(theirs).sum() == 5
+  values, grads = of_trl_inputs("discopop", case, **far)
+  margin = 0.5 * np.subtract(*case["logratio"])
+  # e^-m has no part in it so far from 0, other than as e^(m / tau - m).
+  logistic = np.where(margin < 0, softplus(-margin), np.exp(-np.abs(margin)))
+  np.testing.assert_allclose(values, logistic, rtol=1e-5, atol=1e-12)
+  np.testing.assert_allclose(
+    grads[0], np.where(margin < 0, -0.5, 0.0), atol=1e-8
+  )
+
+
+def test_discopop_stops_where_a_wide_step_overflows():
+  loss = lambda m: jnp.sum(_of_margin("discopop", beta=1.0, tau=4.0)(m))
+  for margin in (-200.0, -1e4):
+    value, slope = jax.value_and_grad(loss)(jnp.array([margin]))
+    np.testing.assert_allclose(value, np.exp(80.0), rtol=1e-5)
+    assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("name", ["dpo", "robust_dpo"])
 @pytest.mark.parametrize("bad", [-0.1, 0.5, 1, float("nan")])
-def test_label_smoothing_out_of_range(bad):
+def test_label_smoothing_out_of_range(name, bad):
   with pytest.raises(ValueError, match=r"label_smoothing .* below 0\.5"):
-    losses.dpo(CHOSEN, REJECTED, beta=0.1, label_smoothing=bad)
+    losses.get(name)(jnp.zeros(2), jnp.zeros(2), label_smoothing=bad)
 
 
-@pytest.mark.parametrize("loss", PAIRWISE.values(), ids=PAIRWISE)
-@pytest.mark.parametrize(
-  "other",
-  [
-    REJECTED.astype(jnp.bfloat16),
-    REJECTED.astype(jnp.float16),
-    REJECTED[:, None],
-    REJECTED[:1],
-    REJECTED[0],
-    jnp.array([1, 2]),
-  ],
-  ids=["bfloat16", "float16", "[P, 1]", "[1]", "scalar", "int32"],
-)
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_other_shapes_and_dtypes_are_refused(loss, other, wrap):
-  """Broadcasting [P] with [P, 1] would give [P, P], and no error."""
-  with pytest.raises(TypeCheckError):
-    wrap(functools.partial(loss, beta=0.1))(CHOSEN, other)
+@pytest.mark.parametrize("bad", [0, 0.0, -0.1, 0.5])
+def test_exo_without_smoothing_is_refused(bad):
+  with pytest.raises(ValueError, match=f"label_smoothing is {bad:g}; it must"):
+    losses.exo(jnp.zeros(2), jnp.zeros(2), label_smoothing=bad)
 
 
-def test_any_number_of_leading_dimensions():
-  grid = jnp.arange(6.0).reshape(2, 3)
-  values = losses.dpo(grid, -grid, beta=0.1)
-  flat = losses.dpo(grid.ravel(), -grid.ravel(), beta=0.1)
-  np.testing.assert_array_equal(values.ravel(), flat)
-
-
-@pytest.mark.parametrize("loss", PAIRWISE.values(), ids=PAIRWISE)
-def test_nan_in_padding_is_harmless(loss):
-  """To the sum, and to the gradient of everything that is not padding."""
-  valid = jnp.array([True, False, True, False])
-  chosen = _array([0.3, np.nan, -0.2, np.inf])
-  rejected = _array([-2.4, 1.0, 1.5, np.nan])
-
-  def total(chosen, rejected, valid):
-    return sum_valid(loss(chosen, rejected, beta=0.1), valid).total
-
-  both = jax.value_and_grad(total, argnums=(0, 1))
-  value, grads = both(chosen, rejected, valid)
-  real = valid.nonzero()[0]
-  expected, real_grads = both(CHOSEN, REJECTED, jnp.array([True, True]))
-  np.testing.assert_allclose(value, expected, rtol=1e-6)
-  for padded, alone in zip(grads, real_grads, strict=True):
-    np.testing.assert_allclose(padded[real], alone, rtol=1e-6)
+def test_a_step_of_discopop_without_width_is_refused():
+  with pytest.raises(ValueError, match="tau is 0; it must be at least"):
+    losses.discopop(jnp.zeros(2), jnp.zeros(2), tau=0)
