@@ -1,5 +1,6 @@
 """The order of start-up, written once."""
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
@@ -19,12 +20,14 @@ from jaxpref.fit.evaluate import held_out
 from jaxpref.fit.folder import check_folder, check_same_data, write_inputs
 from jaxpref.fit.interrupt import Interrupt
 from jaxpref.fit.loop import fit
-from jaxpref.fit.metrics import RunLog
-from jaxpref.fit.objectives import (
+from jaxpref.fit.loss import (
   compares,
   find_loss,
-  text_objective,
+  needs_labels,
+  needs_mismatched,
 )
+from jaxpref.fit.metrics import RunLog
+from jaxpref.fit.objectives import text_objective
 from jaxpref.fit.optimizer import make_optimizer, make_schedule
 from jaxpref.fit.preview import Preview
 from jaxpref.fit.put import put_batch
@@ -194,27 +197,41 @@ def _prepare(
   def read(path: str) -> Prepared:
     found = prepare(data, path, folder)
     say(found.summary())
-    pairs = compares(find_loss(settings.loss))
-    return _with_comparisons(found, path) if pairs else found
+    return _usable(found, path, find_loss(settings.loss))
 
   train = read(data.path)
+  test = read(data.eval_path) if data.eval_path else None
   if data.eval_holdout:
-    return split_holdout(train, data.eval_holdout, data.seed)
-  return train, read(data.eval_path) if data.eval_path else None
+    train, test = split_holdout(train, data.eval_holdout, data.seed)
+  if needs_mismatched(find_loss(settings.loss)):
+    train = train.with_mismatched(data.batch_size)
+    test = test and test.with_mismatched(data.batch_size)
+  return train, test
 
 
-def _with_comparisons(data: Prepared, path: str) -> Prepared:
-  """The examples that a loss of pairs can use."""
-  compared = np.flatnonzero(np.diff(data.first_comparison))
-  if not len(compared):
+def _usable(data: Prepared, path: str, loss: Callable[..., Any]) -> Prepared:
+  """The examples that the loss can use."""
+  if compares(loss):
+    usable = np.diff(data.first_comparison) > 0
+    what, columns = "comparison", "rows with `chosen` and `rejected`"
+  elif needs_labels(loss):
+    usable = np.maximum.reduceat(data.label, data.first_response[:-1]) >= 0
+    what, columns = "label", "rows with `completion` and `label`, or pairs"
+  else:
+    imitated = data.label != 0
+    imitated[data.worse] = False
+    usable = np.logical_or.reduceat(imitated, data.first_response[:-1])
+    what, columns = "answer to imitate", "rows whose `label` is not false"
+  if not usable.any():
     raise UserError(
-      f"{path} holds no comparisons (rows with `chosen` and `rejected`), which "
-      "this loss needs. Give other data, or train on the responses alone with "
-      "config.loss.name=sft."
+      f"{path} holds no example with {what} ({columns}), which this loss "
+      "needs. Give other data or another config.loss.name, as sft for "
+      "responses alone."
     )
-  if len(compared) < len(data):
-    say(f"{len(data) - len(compared):,} examples without comparison left out.")
-    return data.select(compared)
+  if not usable.all():
+    count = len(data) - np.count_nonzero(usable)
+    say(f"{count:,} examples without {what} left out.")
+    return data.select(np.flatnonzero(usable))
   return data
 
 
@@ -248,7 +265,7 @@ def _make_steps(
   test: Prepared | None,
   mesh: jax.sharding.Mesh,
 ) -> tuple[Steps, Steps | None]:
-  data = settings.data
+  data, loss = settings.data, find_loss(settings.loss)
   devices = mesh.shape["data"] * mesh.shape["fsdp"]
   make = functools.partial(
     Steps,
@@ -256,7 +273,7 @@ def _make_steps(
     rows=data.rows_per_device * devices,
     row_length=data.row_length,
     share_prompts=data.share_prompts,
-    compare=compares(find_loss(settings.loss)),
+    compare=compares(loss) or needs_labels(loss),
   )
   epoch = -(-len(train.prompt_lengths) // data.batch_size)
   num_steps = settings.train.steps or epoch * data.epochs

@@ -100,6 +100,9 @@ class Slots:
 
   example_id: Int32[Leaf, "slots"]
   valid: Bool[Leaf, "slots"]
+  label: Int32[Leaf, "slots"]  # 1 desirable, 0 undesirable, -1 not labelled
+  # An answer to another prompt, from which losses estimate a divergence.
+  mismatched: Bool[Leaf, "slots"]
 
 
 @_pytree

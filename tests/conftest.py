@@ -61,7 +61,8 @@ def make_prepared(
   """make_prepared(examples) -> Prepared, written and read as by `prepare`.
 
   An example is (prompt ids, [response ids, ...], [comparison, ...]), and a
-  comparison the arguments of `types.Comparison`: (better, worse, ...).
+  comparison the arguments of `types.Comparison`: (better, worse, ...). A
+  fourth part, if any, is the label of each response: True, False or None.
   """
   from jaxpref.data import build, cache, text
   from jaxpref.types import Comparison, Record, Response
@@ -69,9 +70,10 @@ def make_prepared(
   def make(examples: Any) -> cache.Prepared:
     folder = tmp_path_factory.mktemp("prepared")
     table = build._Table(folder, {"made": 0})
-    for row, (prompt, responses, pairs) in enumerate(examples):
+    for row, (prompt, responses, pairs, *labels) in enumerate(examples):
       pairs = [Comparison(*pair) for pair in pairs]
-      texts = [Response("")] * len(responses)
+      labels = labels[0] if labels else [None] * len(responses)
+      texts = [Response("", label=label) for label in labels]
       record = Record(f"made:{row}", "", texts, pairs)
       table.append(record, text.Tokens(list(prompt), list(responses)))
     fingerprint, counts = table.close()

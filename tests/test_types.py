@@ -81,7 +81,8 @@ def test_check_range_is_half_open():
 
 
 def test_batches_are_pytrees_of_arrays():
-  slots = Slots(np.arange(4, dtype=np.int32), np.ones(4, bool))
+  number, yes = np.arange(4, dtype=np.int32), np.ones(4, bool)
+  slots = Slots(number, yes, number, yes)
   pairs = Comparisons(*(np.zeros(4, np.float32) for _ in range(5)))
   for part in (slots, pairs):
     first = jax.tree.map(lambda x: x[:2], part)

@@ -70,7 +70,7 @@ def make_batch(
     target=np.zeros((*lead, shape.responses), np.int32),
     slot=np.full((*lead, shape.responses), shape.slots, np.int32),
     ref_token_logp=_reference(data, packing, shape, ref_token_logp),
-    slots=_slots(packing, shape),
+    slots=_slots(data, packing, shape),
     comparisons=_comparisons(data, packing, shape),
   )
   for m, micro in enumerate(packing):
@@ -194,14 +194,20 @@ def _compared(data: Prepared, micro: list[Row]) -> list[int]:
   ]
 
 
-def _slots(packing: Packing, shape: Shape) -> Slots:
-  example_id = np.zeros((shape.micro_batches, shape.slots), np.int32)
-  valid = np.zeros(example_id.shape, bool)
+def _slots(data: Prepared, packing: Packing, shape: Shape) -> Slots:
+  size = (shape.micro_batches, shape.slots)
+  example_id, label = np.zeros(size, np.int32), np.full(size, -1, np.int32)
+  valid, mismatched = np.zeros(size, bool), np.zeros(size, bool)
   for m, micro in enumerate(packing):
-    ids = [p.example for p in _pieces(micro) for _ in p.responses]
-    example_id[m, : len(ids)] = ids
-    valid[m, : len(ids)] = True
-  return Slots(example_id=example_id, valid=valid)
+    numbers = list(_slot_numbers(micro))
+    here = m, slice(len(numbers))
+    example_id[here] = [p.example for p in _pieces(micro) for _ in p.responses]
+    label[here] = data.label[numbers]
+    mismatched[here] = data.mismatched[numbers]
+    valid[here] = True
+  return Slots(
+    example_id=example_id, valid=valid, label=label, mismatched=mismatched
+  )
 
 
 def _comparisons(data: Prepared, packing: Packing, shape: Shape) -> Comparisons:

@@ -16,7 +16,7 @@ from jaxpref.data import formats, read, text, tokenizer
 from jaxpref.data.arrays import ArrayWriter
 from jaxpref.data.cache import ARRAYS, MANIFEST, REJECTED
 from jaxpref.data.read import Refusal
-from jaxpref.types import Record
+from jaxpref.types import Record, Response
 
 _BATCH = 512  # rows tokenised at a time
 
@@ -117,6 +117,10 @@ class _Tally:
     }
 
 
+def _label(response: Response) -> int:
+  return -1 if response.label is None else int(response.label)
+
+
 def _quantiles(lengths: list[int]) -> dict[str, int]:
   at = {"min": 0.0, "median": 0.5, "p90": 0.9, "max": 1.0}
   values = np.quantile(lengths or [0], list(at.values()), method="nearest")
@@ -144,6 +148,7 @@ class _Table:
     columns["prompt_lengths"].append(len(tokens.prompt))
     first = len(columns["response_lengths"])
     columns["response_lengths"] += map(len, tokens.responses)
+    columns["label"] += map(_label, record.responses)
     columns["first_response"].append(len(columns["response_lengths"]))
     for comparison in record.comparisons:
       columns["better"].append(first + comparison.better)
@@ -157,7 +162,7 @@ class _Table:
     arrays = {name: np.array(self._columns[name], np.int32) for name in _INT}
     for name in _FLOAT:
       arrays[name] = np.array(self._columns[name], np.float32)
-    for name in ("prompt_lengths", "response_lengths", "first_response"):
+    for name in _HASHED:
       self._digest.update(arrays[name].tobytes())
     self._writer.close(arrays)
     prompts = arrays["prompt_lengths"].sum(dtype=np.int64)
@@ -176,7 +181,8 @@ class _Table:
 
 
 _INT = (
-  "prompt_lengths", "response_lengths", "first_response", "better", "worse",
-  "first_comparison", "file", "row",
+  "prompt_lengths", "response_lengths", "label", "first_response", "better",
+  "worse", "first_comparison", "file", "row",
 )  # fmt: skip
 _FLOAT = ("preference", "weight")
+_HASHED = ("prompt_lengths", "response_lengths", "first_response", "label")

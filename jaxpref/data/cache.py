@@ -11,11 +11,12 @@ import json
 import pathlib
 from typing import Any
 
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 import numpy as np
 
 from jaxpref.data.arrays import read_arrays
 from jaxpref.data.text import EVENTS
+from jaxpref.errors import UserError
 
 ARRAYS, MANIFEST, REJECTED = (
   "data.safetensors",
@@ -37,12 +38,14 @@ class Prepared:
 
   folder: pathlib.Path
   examples: np.ndarray | None = None  # which of the folder's; None = all
+  mismatch: int = 0  # see `with_mismatched`
 
   def __len__(self) -> int:
     return len(self.prompt_lengths)
 
   def __getstate__(self) -> dict[str, Any]:
-    return {"folder": self.folder, "examples": self.examples}
+    names = ("folder", "examples", "mismatch")
+    return {name: getattr(self, name) for name in names}
 
   @property
   def prompt_lengths(self) -> Int32[np.ndarray, " n"]:
@@ -51,6 +54,20 @@ class Prepared:
   @property
   def response_lengths(self) -> Int32[np.ndarray, " m"]:
     return self._view["response_lengths"]
+
+  @property
+  def label(self) -> Int32[np.ndarray, " m"]:
+    """Of each response: 1 desirable, 0 undesirable, -1 not known.
+
+    The data's own label; else whether it is better or worse than all that it
+    is compared with.
+    """
+    return self._view["label"]
+
+  @property
+  def mismatched(self) -> Bool[np.ndarray, " m"]:
+    """Which responses answer another prompt; see `with_mismatched`."""
+    return self._view["mismatched"]
 
   @property
   def first_response(self) -> Int32[np.ndarray, " bounds"]:
@@ -114,7 +131,26 @@ class Prepared:
     chosen = np.asarray(indices, np.int64).reshape(-1)
     if self.examples is not None:
       chosen = self.examples[chosen]
-    return Prepared(self.folder, chosen)
+    return dataclasses.replace(self, examples=chosen)
+
+  def with_mismatched(self, block: int) -> "Prepared":
+    """Each prompt also gets the responses of another one, marked as such.
+
+    From them KTO estimates how far the policy is from the reference. Examples
+    are taken in blocks of `block` in their order, and each gets the responses
+    of the one before it in its block, the first those of the last one. Which
+    belongs to which does not depend on the step, so that reference log-probs
+    can be cached.
+
+    Raises UserError where there is one example only.
+    """
+    if len(self) < 2 or block < 2:
+      raise UserError(
+        "This loss compares prompts with answers to other prompts: it needs "
+        f"two examples at least, and a config.data.batch_size above 1. There "
+        f"are {len(self)} examples in batches of {block}."
+      )
+    return dataclasses.replace(self, mismatch=block)
 
   @property
   def stats(self) -> Mapping[str, Any]:
@@ -129,10 +165,11 @@ class Prepared:
   @functools.cached_property
   def fingerprint(self) -> str:
     """A hash of all tokens and where each prompt and response stands."""
-    whole = self._manifest["fingerprint"]
-    if self.examples is None:
-      return whole
-    return hashlib.sha256(whole.encode() + self.examples.tobytes()).hexdigest()
+    text = self._manifest["fingerprint"]
+    if self.examples is not None:
+      whole = text.encode() + self.examples.tobytes()
+      text = hashlib.sha256(whole).hexdigest()
+    return f"{text}-{self.mismatch}" if self.mismatch else text
 
   def summary(self) -> str:
     """What was read, refused, dropped and changed, in a few lines."""
@@ -167,7 +204,11 @@ class Prepared:
   @functools.cached_property
   def _view(self) -> Mapping[str, np.ndarray]:
     view = {**self._arrays, **_starts(self._arrays)}
-    return view if self.examples is None else _select(view, self.examples)
+    view["label"] = _labels(view)
+    view["mismatched"] = np.zeros(len(view["label"]), bool)
+    if self.examples is not None:
+      view = _select(view, self.examples)
+    return _mismatch(view, self.mismatch) if self.mismatch else view
 
 
 def _told(kinds: Mapping[str, int], word: str) -> str:
@@ -184,6 +225,41 @@ def _starts(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return {
     "prompt_start": prompts[:-1] + responses[first[:-1]],
     "response_start": responses[:-1] + np.repeat(prompts[1:], np.diff(first)),
+  }
+
+
+def _labels(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+  """The data's labels, and what comparisons say of responses without one."""
+  own = arrays["label"]
+  better, worse = np.zeros(len(own), bool), np.zeros(len(own), bool)
+  better[arrays["better"]] = worse[arrays["worse"]] = True
+  compared = np.where(better == worse, -1, better)
+  return np.where(own < 0, compared, own).astype(np.int32)
+
+
+def _mismatch(view: Mapping[str, np.ndarray], block: int) -> dict[str, Any]:
+  """Adds to each example the responses of the one before it in its block."""
+  first = view["first_response"]
+  numbers = np.arange(len(first) - 1)
+  start = numbers - numbers % block
+  stop = np.minimum(start + block, len(numbers))
+  if len(numbers) % block == 1:  # one alone joins the block before it
+    start[-block - 1 :], stop[-block - 1 :] = len(numbers) - block - 1, stop[-1]
+  other = np.where(numbers == start, stop - 1, numbers - 1)
+  borrowed, bounds = _ranges(first, other)
+  own = np.arange(first[-1]) + np.repeat(bounds[:-1], np.diff(first))
+  taken = np.zeros(first[-1] + bounds[-1], np.int64)
+  new = np.ones(len(taken), bool)
+  new[own] = False
+  taken[own], taken[new] = np.arange(first[-1]), borrowed
+  return {
+    **view,
+    **{name: view[name][taken] for name in _OF_RESPONSES},
+    "label": np.where(new, -1, view["label"][taken]).astype(np.int32),
+    "mismatched": new,
+    "first_response": first + bounds,
+    "better": own[view["better"]].astype(np.int32),
+    "worse": own[view["worse"]].astype(np.int32),
   }
 
 
@@ -207,7 +283,7 @@ def _select(
 
 
 _OF_EXAMPLES = ("prompt_lengths", "prompt_start", "file", "row")
-_OF_RESPONSES = ("response_lengths", "response_start")
+_OF_RESPONSES = ("response_lengths", "response_start", "label", "mismatched")
 
 
 def _ranges(

@@ -23,7 +23,8 @@ FORMATS = {
   "chat": "columns chosen and rejected, with or without prompt, hold chat "
   "messages {role, content}",
   "completion": "column completion, with or without prompt, or text alone, "
-  "holds one answer without a comparison",
+  "holds one answer without a comparison; label, where there is one, says "
+  "whether it is desirable",
 }
 
 TURN_MARKERS = (
@@ -200,19 +201,27 @@ def _leading(chosen: Messages, rejected: Messages) -> list[Any]:
 
 
 def _completion(id: str, values: Mapping[str, Any]) -> Record:
-  if values.get("label") is False:
-    raise Refused(
-      "label is false", "one answer without a comparison is to be imitated"
-    )
+  label = _label(values)
   if "completion" not in values:
-    return _record(id, "", [columns.text(values, "text")])
+    return _record(id, "", [columns.text(values, "text")], label=label)
   prompt = values.get("prompt", "")
   if isinstance(prompt, list) or isinstance(values["completion"], list):
     turns = columns.turns(values, "completion")
     _check_response(turns, "completion")
-    return _record(id, _chat_prompt(values) or [], [turns])
+    return _record(id, _chat_prompt(values) or [], [turns], label=label)
   prompt = columns.text(values, "prompt") if "prompt" in values else ""
-  return _record(id, prompt, [columns.text(values, "completion")])
+  content = columns.text(values, "completion")
+  return _record(id, prompt, [content], label=label)
+
+
+def _label(values: Mapping[str, Any]) -> bool | None:
+  label = values.get("label")
+  if label is None or label in (True, False):  # 1 and 0 as well
+    return None if label is None else bool(label)
+  raise Refused(
+    "label is not true or false",
+    f"it is {label!r}; it says whether the completion is desirable",
+  )
 
 
 def _pair(id: str, prompt: Any, chosen: Any, rejected: Any) -> Record:
@@ -221,13 +230,18 @@ def _pair(id: str, prompt: Any, chosen: Any, rejected: Any) -> Record:
 
 
 def _record(
-  id: str, prompt: Any, contents: list[Any], comparisons: Any = ()
+  id: str,
+  prompt: Any,
+  contents: list[Any],
+  comparisons: Any = (),
+  label: bool | None = None,
 ) -> Record:
   for content in contents:
     texts = [content] if isinstance(content, str) else [content[-1]["content"]]
     if not any(text.strip() for text in texts):
       raise Refused("empty response", "a response must hold some text")
-  return Record(id, prompt, [Response(each) for each in contents], comparisons)
+  responses = [Response(each, label=label) for each in contents]
+  return Record(id, prompt, responses, comparisons)
 
 
 def _check_differ(chosen: Any, rejected: Any) -> None:

@@ -56,8 +56,8 @@ class Steps:
       share_prompts: store each prompt once, not once a response.
       shuffle: a new order each epoch; else the order of the file.
       seed: of the order.
-      compare: keep both sides of comparisons; else leave out the responses
-        that are worse than another (supervised fine-tuning).
+      compare: keep all responses; else leave out those that are worse than
+        another or labelled undesirable (supervised fine-tuning).
       num_steps: how many steps the run has; 0 = one epoch.
 
     Raises UserError if rows are too short.
@@ -71,6 +71,7 @@ class Steps:
     self._kept = np.ones(len(data.response_lengths), bool)
     if not compare:
       self._kept[data.worse] = False
+      self._kept[data.label == 0] = False
     self._check_rows()
     self._order = functools.lru_cache(maxsize=2)(self._permutation)
     self.shape = self._plan(min(self.num_steps, _PLANNED_STEPS))

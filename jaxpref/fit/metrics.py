@@ -16,11 +16,17 @@ from jaxpref.files import replacing
 def averages(terms: Mapping[str, Any]) -> dict[str, float]:
   """total / count of each Term, fetched from the devices."""
   fetched = jax.device_get(dict(terms))
-  return {
+  values = {
     name: float(total) / float(count)
     for name, (total, count) in fetched.items()
     if count > 0
   }
+  sides = {"rewards/chosen", "rewards/rejected"}
+  if sides <= values.keys() and "rewards/margins" not in values:
+    # Responses without pairs: what lies between the averages of both kinds.
+    margin = values["rewards/chosen"] - values["rewards/rejected"]
+    values["rewards/margins"] = margin
+  return values
 
 
 class RunLog:

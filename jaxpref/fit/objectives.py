@@ -3,11 +3,14 @@
 An objective is a function (trainable, frozen, state, batch, key) ->
 (terms, state, metrics). `trainable` and `frozen` hold parameters by role,
 `terms` are summed over micro-batches and divided by their counts, `metrics`
-likewise; `state` is what a method keeps between steps.
+likewise; `state` is what a method keeps between steps. It has two halves, a
+forward pass and a loss of its values, so that a loss that is coupled over the
+batch can be taken over the values of all micro-batches.
 """
 
 from collections.abc import Callable, Mapping
-import inspect
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,64 +18,47 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from jaxpref import config, losses
-from jaxpref.config import nearest
-from jaxpref.errors import UserError
+from jaxpref.fit.loss import (
+  beta,
+  compares,
+  find_loss,
+  needs_labels,
+  nll_weight,
+  own_options,
+)
+from jaxpref.fit.merge import merge_micro_batches
+from jaxpref.fit.views import Views
 from jaxpref.models.build import Definition, bind
 from jaxpref.ops.attention import packed_attention
 from jaxpref.ops.logprob import token_logp
 from jaxpref.types import Params, Term, TextBatch, sum_valid
 
 Terms = dict[str, Term]
-Objective = Callable[
-  [Mapping[str, Params], Mapping[str, Params], Any, Any, jax.Array],
-  tuple[Terms, Any, Terms],
-]
+Roles = Mapping[str, Params]
 
 
-def find_loss(settings: config.Loss) -> Callable[..., Any]:
-  """The loss of `config.loss`, its options checked against its signature.
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """A forward pass, and the loss of what comes out of it."""
 
-  Raises UserError for an unknown name or option, or a missing one.
-  """
-  try:
-    loss = losses.get(settings.name)
-  except ValueError as error:
-    raise UserError(f"config.loss.name: {error}.") from None
-  keywords = {
-    name: parameter
-    for name, parameter in inspect.signature(loss).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-  }
-  for name, value in settings.options.items():
-    if name not in keywords:
-      raise UserError(
-        f"config.loss.{name} is not an option of the loss {settings.name!r}. "
-        f"{nearest(name, keywords) if keywords else 'It has none.'}"
-      )
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-      raise UserError(f"config.loss.{name} is {value!r}; it must be a number.")
-  for name, parameter in keywords.items():
-    if parameter.default is parameter.empty and name not in settings.options:
-      raise UserError(
-        f"The loss {settings.name!r} needs config.loss.{name}, a number."
-      )
-  try:
-    loss(*(jnp.zeros(1) for _ in _inputs(loss)), **settings.options)
-  except (ValueError, ArithmeticError) as error:
-    raise UserError(
-      f"config.loss: {settings.name!r} does not take these values: {error}."
-    ) from error
-  return loss
+  # (trainable, frozen, batch, key) -> values, a pytree of float arrays
+  forward: Callable[[Roles, Roles, Any, jax.Array], Any]
+  # (state, batch, values) -> (terms, state, metrics)
+  terms: Callable[[Any, Any, Any], tuple[Terms, Any, Terms]]
+  # (batch, values) of stacked micro-batches -> of one that holds them all;
+  # only where the loss is coupled over the batch.
+  merge: Callable[[Any, Any], tuple[Any, Any]] | None = None
 
-
-def compares(loss: Callable[..., Any]) -> bool:
-  """Whether the loss is one of preference pairs."""
-  return any(name.startswith("chosen_") for name in _inputs(loss))
-
-
-def needs_reference(loss: Callable[..., Any]) -> bool:
-  """Whether the loss compares the policy with a reference."""
-  return any("logratio" in name or "ref_" in name for name in _inputs(loss))
+  def __call__(
+    self,
+    trainable: Roles,
+    frozen: Roles,
+    state: Any,
+    batch: Any,
+    key: jax.Array,
+  ) -> tuple[Terms, Any, Terms]:
+    values = self.forward(trainable, frozen, batch, key)
+    return self.terms(state, batch, values)
 
 
 def score_text(
@@ -96,111 +82,113 @@ def text_objective(
   (frozen) unless the batch carries cached reference log-probs.
   """
   loss = find_loss(settings)
-  beta = settings.options.get("beta", 1.0)
+  unit, coupled, _ = losses.spec(loss)
+  score = functools.partial(score_text, definition, head_block=head_block)
 
-  def objective(
-    trainable: Mapping[str, Params],
-    frozen: Mapping[str, Params],
-    state: Any,
-    batch: TextBatch,
-    key: jax.Array,
-  ) -> tuple[Terms, Any, Terms]:
+  def forward(
+    trainable: Roles, frozen: Roles, batch: TextBatch, key: jax.Array
+  ) -> tuple[Array, Array | None]:
     del key  # text draws nothing
-    logp = score_text(definition, trainable["policy"], batch, head_block)
     ref_logp = batch.ref_token_logp
     if ref_logp is None and "reference" in frozen:
-      ref_logp = jax.lax.stop_gradient(
-        score_text(definition, frozen["reference"], batch, head_block)
-      )
-    views = _Views(batch, logp, ref_logp)
-    if not compares(loss):
-      values = loss(
-        *(views[name] for name in _inputs(loss)), **settings.options
-      )
-      term = sum_valid(values, batch.slot < batch.slots.valid.shape[0])
-      return {"loss": term}, state, {"loss": term}
-    term = _pair_term(loss, settings.options, views)
-    return {"loss": term}, state, {"loss": term, **_pair_metrics(views, beta)}
+      ref_logp = jax.lax.stop_gradient(score(frozen["reference"], batch))
+    return score(trainable["policy"], batch), ref_logp
 
-  return objective
+  def terms(
+    state: Any, batch: TextBatch, values: tuple[Array, Array | None]
+  ) -> tuple[Terms, Any, Terms]:
+    views = Views(batch, *values, unit)
+    found = {"loss": _loss_term(loss, own_options(settings), views)}
+    metrics: Terms = {}
+    if compares(loss):
+      metrics = _pair_metrics(views, loss, beta(settings))
+      if weight := nll_weight(settings):
+        metrics["nll"] = nll = _better_nll(views)
+        found["nll"] = Term(weight * nll.total, nll.count)
+    elif needs_labels(loss):
+      metrics = _label_metrics(views, loss, beta(settings))
+    return found, state, jax.lax.stop_gradient(metrics)
 
-
-class _Views:
-  """What losses ask for, by the names of their vocabulary."""
-
-  def __init__(
-    self, batch: TextBatch, logp: Array, ref_logp: Array | None
-  ) -> None:
-    self.batch, self.token_logp = batch, logp
-    self.ref_token_logp: Any = ref_logp  # None where no loss asks for it
-
-  def __getitem__(self, name: str) -> Array:
-    if name in ("token_logp", "ref_token_logp"):
-      return getattr(self, name)
-    side, what = name.split("_", 1)
-    pairs = self.batch.comparisons
-    slots = pairs.better if side == "chosen" else pairs.worse
-    return self._slot_values(what)[slots]
-
-  def swapped(self, name: str) -> Array:
-    """The same of the other response of each pair."""
-    side, what = name.split("_", 1)
-    other = "rejected" if side == "chosen" else "chosen"
-    return self[f"{other}_{what}"]
-
-  def _slot_values(self, what: str) -> Float32[Array, "slots"]:
-    if what.startswith("mean_"):
-      length = self._slot_sum(jnp.ones_like(self.token_logp))
-      total = self._slot_values(what.removeprefix("mean_"))
-      return total / jnp.maximum(length, 1.0)
-    if what == "logp":
-      return self._slot_sum(self.token_logp)
-    # Ratios a token, then the sum: the difference of two sums would round ten
-    # times as much.
-    return self._slot_sum(self.token_logp - self.ref_token_logp)
-
-  def _slot_sum(self, x: Array) -> Float32[Array, "slots"]:
-    count = self.batch.slots.valid.shape[0]
-    sums = jax.ops.segment_sum(
-      x.ravel(), self.batch.slot.ravel(), num_segments=count + 1
-    )
-    return sums[:count]  # the last one gathers the padding
+  merge = merge_micro_batches if coupled else None
+  return Objective(forward, terms, merge)
 
 
-def _pair_term(
-  loss: Callable[..., Any], options: Mapping[str, Any], views: _Views
+def _loss_term(
+  loss: Callable[..., Any], options: Mapping[str, Any], views: Views
 ) -> Term:
-  names, pairs = _inputs(loss), views.batch.comparisons
-  forward = loss(*(views[name] for name in names), **options)
-  backward = loss(*(views.swapped(name) for name in names), **options)
-  soft = pairs.preference * forward + (1.0 - pairs.preference) * backward
-  return sum_valid(soft, pairs.valid, pairs.weight)
+  names = losses.inputs(loss)
+  values = loss(*(views[name] for name in names), **options)
+  if not compares(loss):
+    return sum_valid(values, views.valid)
+  pairs = views.batch.comparisons
+  if "preference" not in names:  # else the loss knows of soft labels itself
+    backward = loss(*(views.swapped(name) for name in names), **options)
+    values = pairs.preference * values + (1.0 - pairs.preference) * backward
+  return sum_valid(values, pairs.valid, pairs.weight)
 
 
-def _pair_metrics(views: _Views, beta: float) -> Terms:
+def _better_nll(views: Views) -> Term:
+  """Negative log-likelihood a token of each pair's better response.
+
+  A soft label shares it between the two. Tokens count as often as their
+  response is in a comparison.
+  """
+  pairs = views.batch.comparisons
+
+  def by_slot(weight: Array) -> Float32[Array, "slots_and_padding"]:
+    zeros = jnp.zeros(views.batch.slots.valid.shape[0] + 1)
+    better = jnp.where(pairs.valid, weight * pairs.preference, 0.0)
+    worse = jnp.where(pairs.valid, weight * (1.0 - pairs.preference), 0.0)
+    return zeros.at[pairs.better].add(better).at[pairs.worse].add(worse)
+
+  slot = views.batch.slot
+  weighted = by_slot(pairs.weight)[slot]
+  total = jnp.where(weighted > 0.0, -weighted * views.token_logp, 0.0)
+  count = by_slot(jnp.ones_like(pairs.weight))[slot]
+  return Term(jnp.sum(total), jnp.sum(count))
+
+
+def _pair_metrics(views: Views, loss: Callable[..., Any], beta: float) -> Terms:
   def mean(x: Array) -> Term:
-    values = x.astype(jnp.float32)
-    return sum_valid(values, views.batch.comparisons.valid)
+    return sum_valid(x.astype(jnp.float32), views.batch.comparisons.valid)
 
-  chosen, rejected = views["chosen_logp"], views["rejected_logp"]
-  metrics = {
-    "logps/chosen": mean(chosen),
-    "logps/rejected": mean(rejected),
-    "logps/accuracies": mean(chosen > rejected),
+  what = _rewarded(views, loss)
+  chosen, rejected = (beta * views[f"{x}_{what}"] for x in _SIDES)
+  likely = [views[f"{side}_logp"] for side in _SIDES]
+  return {
+    "logps/chosen": mean(likely[0]),
+    "logps/rejected": mean(likely[1]),
+    "logps/accuracies": mean(likely[0] > likely[1]),
+    "rewards/chosen": mean(chosen),
+    "rewards/rejected": mean(rejected),
+    "rewards/margins": mean(chosen - rejected),
+    "rewards/accuracies": mean(chosen > rejected),
+    "rewards/ties": mean(chosen == rejected),
   }
-  if views.ref_token_logp is not None:
-    chosen = beta * views["chosen_logratio"]
-    rejected = beta * views["rejected_logratio"]
-    metrics |= {
-      "rewards/chosen": mean(chosen),
-      "rewards/rejected": mean(rejected),
-      "rewards/margins": mean(chosen - rejected),
-      "rewards/accuracies": mean(chosen > rejected),
-      "rewards/ties": mean(chosen == rejected),
-    }
-  return jax.lax.stop_gradient(metrics)
 
 
-def _inputs(loss: Callable[..., Any]) -> list[str]:
-  parameters = inspect.signature(loss).parameters.values()
-  return [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+def _label_metrics(
+  views: Views, loss: Callable[..., Any], beta: float
+) -> Terms:
+  """Desirable responses are the chosen ones here."""
+  reward = beta * views.slot_values(_rewarded(views, loss))
+  logp = views.slot_values("logp")
+  metrics = {}
+  for side, label in zip(_SIDES, (1, 0), strict=True):
+    here = views.valid & (views.batch.slots.label == label)
+    metrics[f"logps/{side}"] = sum_valid(logp, here)
+    metrics[f"rewards/{side}"] = sum_valid(reward, here)
+  if "kl" in losses.inputs(loss):
+    metrics["kl"] = Term(views["kl"], jnp.ones(()))
+  return metrics
+
+
+def _rewarded(views: Views, loss: Callable[..., Any]) -> str:
+  """What the implicit reward is proportional to."""
+  if views.has_reference:
+    return "logratio"
+  means = any("mean_logp" in name for name in losses.inputs(loss))
+  return "mean_logp" if means else "logp"
+
+
+_SIDES = ("chosen", "rejected")

@@ -21,7 +21,8 @@ from jaxpref.data.prepared import Prepared
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
 from jaxpref.files import replacing
-from jaxpref.fit.objectives import find_loss, needs_reference, score_text
+from jaxpref.fit.loss import find_loss, needs_reference
+from jaxpref.fit.objectives import score_text
 from jaxpref.models import huggingface
 from jaxpref.models.build import Definition
 from jaxpref.models.llama.config import LlamaConfig

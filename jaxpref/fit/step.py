@@ -85,32 +85,19 @@ def make_step(
 
   The leaves of `batch` stack micro-batches on their first axis. A term's
   gradient is the sum over micro-batches divided by the sum of its counts, so
-  the number and the evenness of micro-batches do not matter. Metrics are
-  Terms; `grad_norm`, before clipping, and `learning_rate` have count 1.
+  the number and the evenness of micro-batches do not matter; nor do they for
+  an objective that is coupled over the batch, whose loss is taken over the
+  values of all of them. Metrics are Terms: `loss`, the sum of all terms, those
+  of the objective, and `grad_norm`, before clipping, and `learning_rate`, whose
+  count is 1.
   """
+  gradient = _coupled_gradient if objective.merge else _gradient
 
   def step(
     state: TrainState, frozen: Mapping[str, Params], batch: Any
   ) -> tuple[TrainState, Terms]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    counts = _counts(objective, state, frozen, batch, key)
-
-    def loss(params: Any, kept: Any, part: Any) -> tuple[jax.Array, Any]:
-      terms, kept, metrics = objective(params, frozen, kept, part, key)
-      shares = [term.total / counts[name] for name, term in terms.items()]
-      return jnp.sum(jnp.stack(shares)), (kept, metrics)
-
-    def accumulate(carry: Any, part: Any) -> tuple[Any, Terms]:
-      grads, kept = carry
-      new, (kept, metrics) = jax.grad(loss, has_aux=True)(
-        state.params, kept, part
-      )
-      return (jax.tree.map(jnp.add, grads, new), kept), metrics
-
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (grads, kept), metrics = jax.lax.scan(
-      accumulate, (zeros, state.objective), batch
-    )
+    grads, kept, terms, metrics = gradient(objective, state, frozen, batch, key)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     new_state = TrainState(
       step=state.step + 1,
@@ -119,10 +106,12 @@ def make_step(
       objective=kept,
       key=state.key,
     )
-    metrics = _sum_micro_batches(metrics)
-    metrics["grad_norm"] = _one(optax.tree.norm(grads))
-    metrics["learning_rate"] = _one(schedule(state.step))
-    return new_state, metrics
+    return new_state, {
+      "loss": _whole_loss(terms),
+      **metrics,
+      "grad_norm": _one(optax.tree.norm(grads)),
+      "learning_rate": _one(schedule(state.step)),
+    }
 
   # Pinned output shardings: else the second step compiles again.
   everywhere = sharding.replicated(shardings.step.mesh)
@@ -137,15 +126,103 @@ def make_evaluate(objective: Objective) -> Evaluate:
     state: TrainState, frozen: Mapping[str, Params], batch: Any
   ) -> Terms:
     key = jax.random.wrap_key_data(state.key)
-    metrics = jax.lax.map(
-      lambda part: objective(state.params, frozen, state.objective, part, key)[
-        2
-      ],
-      batch,
-    )
-    return _sum_micro_batches(metrics)
+    if objective.merge:
+      values = _all_values(objective, state.params, frozen, batch, key)
+      merged = objective.merge(batch, values)
+      terms, _, metrics = objective.terms(state.objective, *merged)
+    else:
+
+      def one(part: Any) -> tuple[Terms, Terms]:
+        terms, _, metrics = objective(
+          state.params, frozen, state.objective, part, key
+        )
+        return terms, metrics
+
+      terms, metrics = _sum_micro_batches(jax.lax.map(one, batch))
+    return {"loss": _whole_loss(terms), **metrics}
 
   return evaluate
+
+
+# grads, state of the objective, terms and metrics of a step
+Gradient = tuple[Any, Any, Terms, Terms]
+
+
+def _gradient(
+  objective: Objective,
+  state: TrainState,
+  frozen: Mapping[str, Params],
+  batch: Any,
+  key: jax.Array,
+) -> Gradient:
+  """Forward and backward, micro-batch by micro-batch."""
+  counts = _counts(objective, state, frozen, batch, key)
+
+  def loss(params: Any, kept: Any, part: Any) -> tuple[jax.Array, Any]:
+    terms, kept, metrics = objective(params, frozen, kept, part, key)
+    shares = [term.total / counts[name] for name, term in terms.items()]
+    return jnp.sum(jnp.stack(shares)), (kept, terms, metrics)
+
+  def accumulate(carry: Any, part: Any) -> tuple[Any, tuple[Terms, Terms]]:
+    grads, kept = carry
+    new, (kept, *told) = jax.grad(loss, has_aux=True)(state.params, kept, part)
+    return (jax.tree.map(jnp.add, grads, new), kept), tuple(told)
+
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  (grads, kept), told = jax.lax.scan(
+    accumulate, (zeros, state.objective), batch
+  )
+  return grads, kept, *_sum_micro_batches(told)
+
+
+def _coupled_gradient(
+  objective: Objective,
+  state: TrainState,
+  frozen: Mapping[str, Params],
+  batch: Any,
+  key: jax.Array,
+) -> Gradient:
+  """The loss of all micro-batches at once, without the memory of all.
+
+  A forward pass of each gives the values, the loss their gradient, and a
+  second pass of each takes that back to the parameters.
+  """
+  assert objective.merge is not None
+  merge = objective.merge
+  values = _all_values(objective, state.params, frozen, batch, key)
+
+  def loss(values: Any) -> tuple[jax.Array, Any]:
+    terms, kept, metrics = objective.terms(
+      state.objective, *merge(batch, values)
+    )
+    shares = [term.total / _at_least_1(term.count) for term in terms.values()]
+    return jnp.sum(jnp.stack(shares)), (kept, terms, metrics)
+
+  pulls, (kept, terms, metrics) = jax.grad(loss, has_aux=True)(values)
+
+  def accumulate(grads: Any, part: Any) -> tuple[Any, None]:
+    micro_batch, pull = part
+    _, back = jax.vjp(
+      lambda params: objective.forward(params, frozen, micro_batch, key),
+      state.params,
+    )
+    return jax.tree.map(jnp.add, grads, back(pull)[0]), None
+
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  grads, _ = jax.lax.scan(accumulate, zeros, (batch, pulls))
+  return grads, kept, terms, metrics
+
+
+def _all_values(
+  objective: Objective,
+  params: Mapping[str, Params],
+  frozen: Mapping[str, Params],
+  batch: Any,
+  key: jax.Array,
+) -> Any:
+  return jax.lax.map(
+    lambda part: objective.forward(params, frozen, part, key), batch
+  )
 
 
 def _counts(
@@ -166,12 +243,25 @@ def _counts(
     return {name: term.count for name, term in terms.items()}
 
   totals = jax.tree.map(jnp.sum, jax.lax.map(count, batch))
-  return {name: jnp.maximum(total, 1.0) for name, total in totals.items()}
+  return {name: _at_least_1(total) for name, total in totals.items()}
+
+
+def _whole_loss(terms: Terms) -> Term:
+  """The sum of all terms, as an average over the units of the first."""
+  count = terms["loss"].count
+  if len(terms) == 1:
+    return terms["loss"]
+  shares = [term.total / _at_least_1(term.count) for term in terms.values()]
+  return Term(count * jnp.sum(jnp.stack(shares)), count)
+
+
+def _at_least_1(count: jax.Array) -> jax.Array:
+  return jnp.maximum(count, 1.0)
 
 
 def _one(value: Any) -> Term:
   return Term(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
 
 
-def _sum_micro_batches(metrics: Terms) -> Terms:
-  return jax.tree.map(lambda each: jnp.sum(each, axis=0), metrics)
+def _sum_micro_batches(terms: Any) -> Any:
+  return jax.tree.map(lambda each: jnp.sum(each, axis=0), terms)

@@ -14,11 +14,37 @@ import inspect
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
-from jaxpref.losses.registry import get, inputs, names, spec
+from jaxpref.losses.registry import Unit, get, inputs, names, spec
 
 if TYPE_CHECKING:  # for editors and type checkers, which run no loops
+  from jaxpref.losses.advantages import *
+  from jaxpref.losses.denoising_policy import *
+  from jaxpref.losses.difficulty import *
+  from jaxpref.losses.diffusion import *
+  from jaxpref.losses.divergence import *
+  from jaxpref.losses.dpa_rag import *
+  from jaxpref.losses.flow import *
+  from jaxpref.losses.group_policy import *
+  from jaxpref.losses.judge import *
+  from jaxpref.losses.kl import *
+  from jaxpref.losses.listwise import *
+  from jaxpref.losses.mapo import *
+  from jaxpref.losses.metrics import *
+  from jaxpref.losses.optimal_transport import *
   from jaxpref.losses.pairwise import *
+  from jaxpref.losses.pairwise_absolute import *
+  from jaxpref.losses.pairwise_labels import *
+  from jaxpref.losses.policy_gradient import *
+  from jaxpref.losses.pso import *
+  from jaxpref.losses.rank_metrics import *
+  from jaxpref.losses.ranked import *
+  from jaxpref.losses.ratios import *
+  from jaxpref.losses.reference_free import *
+  from jaxpref.losses.reward import *
+  from jaxpref.losses.reward_axes import *
   from jaxpref.losses.supervised import *
+  from jaxpref.losses.token_weighted import *
+  from jaxpref.losses.unpaired import *
 
 
 def _public_functions() -> dict[str, Callable[..., Any]]:
@@ -36,4 +62,4 @@ def _public_functions() -> dict[str, Callable[..., Any]]:
 _FUNCTIONS = _public_functions()
 globals().update(_FUNCTIONS)
 
-__all__ = ["get", "inputs", "names", "spec", *_FUNCTIONS]
+__all__ = ["Unit", "get", "inputs", "names", "spec", *_FUNCTIONS]

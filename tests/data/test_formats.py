@@ -112,7 +112,7 @@ def test_tells_prompt_from_responses(values, name, prompt, responses):
      "chosen has a message without content"),
     (_pair(["q", "a"], ["q", "b"]), "chosen is not a list of messages"),
     ({"prompt": "q", "completion": ""}, "empty response"),
-    ({"prompt": "q", "completion": "a", "label": False}, "label is false"),
+    ({"prompt": "q", "completion": "a", "label": "no"}, "label is not true"),
     ({"question": "q", "answer": "a"}, "unknown columns: .*question, answer"),
     ({}, "unknown columns: no columns"),
   ],
@@ -121,6 +121,17 @@ def test_refuses_with_what_was_found(values, reason):
   with pytest.raises(Refused, match=reason) as error:
     _parse(values)
   assert str(error.value).startswith(error.value.kind)
+
+
+@pytest.mark.parametrize(
+  ("label", "expected"),
+  [(True, True), (False, False), (1, True), (0, False), (None, None)],
+)
+def test_a_label_says_whether_an_answer_is_desirable(label, expected):
+  for content in ({"completion": "A"}, {"text": "A"}):
+    _, record = _parse({**content, "label": label})
+    assert [each.label for each in record.responses] == [expected]
+  assert _parse({"text": "A"})[1].responses[0].label is None
 
 
 def test_a_named_format_is_not_guessed():

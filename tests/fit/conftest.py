@@ -12,7 +12,8 @@ import pytest
 
 from jaxpref import config, sharding
 from jaxpref.data.steps import Steps
-from jaxpref.fit.objectives import compares, find_loss, text_objective
+from jaxpref.fit.loss import find_loss, needs_mismatched
+from jaxpref.fit.objectives import text_objective
 from jaxpref.fit.optimizer import make_optimizer, make_schedule
 from jaxpref.fit.put import put_batch
 from jaxpref.fit.reference import reference_logps
@@ -105,9 +106,12 @@ def _train(
   loss="dpo",
   reference="live",
   row_length=64,
+  batch_size=5,
 ):
   options = {} if loss == "sft" else DPO.options
   settings = config.Loss(name=loss, options=options)
+  if needs_mismatched(find_loss(settings)):
+    data = data.with_mismatched(batch_size)
   mesh = sharding.make_mesh(*mesh)
   where = sharding.param_shardings(mesh, definition.shapes, definition.axes)
   optimizer = config.Optimizer(
@@ -120,11 +124,11 @@ def _train(
   )
   steps = Steps(
     data,
-    batch_size=5,
+    batch_size=batch_size,
     rows=rows,
     row_length=row_length,
     share_prompts=share_prompts,
-    compare=compares(find_loss(settings)),
+    compare=loss != "sft",
   )
   put = functools.partial(put_batch, mesh)
   load = lambda: init_params(definition, jax.random.key(0), where)
@@ -133,7 +137,9 @@ def _train(
 
   def counted(*args):
     traces.append(args)
-    return objective(*args)
+    return objective.forward(*args)
+
+  counted_objective = dataclasses.replace(objective, forward=counted)
 
   with jax.set_mesh(mesh):
     if reference == "cached":
@@ -142,7 +148,7 @@ def _train(
         head_block=16, put=put,
       )  # fmt: skip
     frozen = {"reference": load()} if reference == "live" else {}
-    step = make_step(counted, tx, schedule, shardings)
+    step = make_step(counted_objective, tx, schedule, shardings)
     state = init_state({"policy": load()}, tx, 0, shardings)
     batches, consumed, metrics = [], [], []
     for batch in steps.loader(0, NUM_STEPS):

@@ -1,0 +1,133 @@
+"""The loss that a config names, and what it asks of data and models."""
+
+from collections.abc import Callable
+import inspect
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxpref import config, losses
+from jaxpref.config import nearest
+from jaxpref.errors import UserError
+
+Loss = Callable[..., Any]
+
+NLL_WEIGHT = "nll_weight"
+"""The option that losses of pairs share, beside their own.
+
+Weight of the better responses' negative log-likelihood, averaged over their
+tokens, which is added to the loss.
+"""
+
+
+def find_loss(settings: config.Loss) -> Loss:
+  """The loss of `config.loss`, its options checked against its signature.
+
+  Raises UserError for an unknown name or option, a missing one, or a loss of
+  arrays that training on text does not have.
+  """
+  try:
+    loss = losses.get(settings.name)
+  except ValueError as error:
+    raise UserError(f"config.loss.name: {error}.") from None
+  _check_inputs(settings.name, loss)
+  _check_options(settings, loss)
+  try:
+    loss(*_smallest(loss), **own_options(settings))
+  except (ValueError, ArithmeticError) as error:
+    raise UserError(
+      f"config.loss: {settings.name!r} does not take these values: {error}."
+    ) from error
+  return loss
+
+
+def own_options(settings: config.Loss) -> dict[str, Any]:
+  """The keyword arguments of the function itself."""
+  return {k: v for k, v in settings.options.items() if k != NLL_WEIGHT}
+
+
+def nll_weight(settings: config.Loss) -> float:
+  """The weight of the better responses' NLL: the option, or the paper's."""
+  default = losses.spec(losses.get(settings.name)).nll_weight
+  return float(settings.options.get(NLL_WEIGHT, default))
+
+
+def beta(settings: config.Loss) -> float:
+  """What turns a log-ratio into a reward; 1 for a loss without beta."""
+  parameters = inspect.signature(losses.get(settings.name)).parameters
+  default = parameters["beta"].default if "beta" in parameters else 1.0
+  return settings.options.get("beta", default)
+
+
+def compares(loss: Loss) -> bool:
+  """Whether the loss is one of preference pairs."""
+  return losses.spec(loss).unit == "pair"
+
+
+def needs_labels(loss: Loss) -> bool:
+  """Whether each response must be known to be desirable or not."""
+  return losses.spec(loss).unit == "response"
+
+
+def needs_mismatched(loss: Loss) -> bool:
+  """Whether prompts with answers to other prompts are scored too."""
+  return "kl" in losses.inputs(loss)
+
+
+def needs_reference(loss: Loss) -> bool:
+  """Whether the loss compares the policy with a reference."""
+  names = losses.inputs(loss)
+  return any("logratio" in each or "ref_" in each for each in names)
+
+
+def _check_inputs(name: str, loss: Loss) -> None:
+  missing = [each for each in losses.inputs(loss) if each not in SUPPLIED]
+  if missing:
+    raise UserError(
+      f"config.loss.name: {name!r} takes {', '.join(missing)}, which training "
+      "on text comparisons does not have. Call it from your own code (`from "
+      "jaxpref import losses`), or choose another; docs/losses.md has all."
+    )
+
+
+def _check_options(settings: config.Loss, loss: Loss) -> None:
+  keywords = {
+    name: parameter.default
+    for name, parameter in inspect.signature(loss).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+  }
+  if compares(loss):
+    keywords[NLL_WEIGHT] = 0.0
+  for name, value in settings.options.items():
+    if name not in keywords:
+      raise UserError(
+        f"config.loss.{name} is not an option of the loss {settings.name!r}. "
+        f"{nearest(name, keywords) if keywords else 'It has none.'}"
+      )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+      raise UserError(f"config.loss.{name} is {value!r}; it must be a number.")
+  for name, default in keywords.items():
+    if default is inspect.Parameter.empty and name not in settings.options:
+      raise UserError(
+        f"The loss {settings.name!r} needs config.loss.{name}, a number."
+      )
+
+
+def _smallest(loss: Loss) -> list[Any]:
+  """Arrays of one unit, on which the loss tries its options."""
+  parameters = inspect.signature(loss).parameters
+  arrays = []
+  for name in losses.inputs(loss):
+    kind = parameters[name].annotation
+    shape = (1,) * len(kind.dim_str.split())
+    arrays.append(jnp.ones(shape, bool if "bool" in kind.dtypes else float))
+  return arrays
+
+
+_PAIR = ("logratio", "mean_logratio", "logp", "mean_logp")
+SUPPLIED = frozenset(
+  {"token_logp", "ref_token_logp", "logratio", "logp", "mean_logratio",
+   "mean_logp", "desirable", "kl", "valid", "preference"}
+  | {f"{side}_{what}" for side in ("chosen", "rejected") for what in _PAIR}
+)  # fmt: skip
+"""What `views.Views` computes of text."""

@@ -1,0 +1,40 @@
+"""All micro-batches of a step as one, for losses coupled over the batch."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpref.types import TextBatch
+
+
+def merge_micro_batches(batch: TextBatch, values: Any) -> tuple[TextBatch, Any]:
+  """One micro-batch that holds the slots and comparisons of all.
+
+  Args:
+    batch: arrays stacked on a first axis.
+    values: a pytree of arrays stacked likewise.
+
+  Returns: both with the first two axes joined; slots are numbered on from
+  one micro-batch to the next.
+  """
+  micro_batches, slots = batch.slots.valid.shape
+  first = slots * jnp.arange(micro_batches, dtype=jnp.int32)
+  row = first[:, None, None]
+  slot = jnp.where(batch.slot < slots, batch.slot + row, micro_batches * slots)
+  pairs = batch.comparisons
+  numbered = dataclasses.replace(
+    batch,
+    slot=slot,
+    comparisons=dataclasses.replace(
+      pairs,
+      better=pairs.better + first[:, None],
+      worse=pairs.worse + first[:, None],
+    ),
+  )
+  return jax.tree.map(_join, (numbered, values))
+
+
+def _join(x: jax.Array) -> jax.Array:
+  return x.reshape(-1, *x.shape[2:])

@@ -1,0 +1,94 @@
+"""What losses ask for, by the names of their vocabulary."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
+
+from jaxpref import losses
+from jaxpref.types import TextBatch
+
+
+class Views:
+  """Sums, means and ratios of token log-probs, by slot and by side of a pair.
+
+  `views["chosen_logratio"]` is what a loss gets for its argument of that name.
+  """
+
+  def __init__(
+    self,
+    batch: TextBatch,
+    token_logp: Float32[Array, "rows responses"],
+    ref_token_logp: Float32[Array, "rows responses"] | None,
+    unit: losses.Unit,
+  ) -> None:
+    self.batch, self.unit = batch, unit
+    self.token_logp, self._ref = token_logp, ref_token_logp
+
+  def __getitem__(self, name: str) -> Array:
+    if name == "token_logp":
+      return self.token_logp
+    if name == "ref_token_logp":
+      return self.ref_token_logp
+    if name == "valid":
+      return self.valid
+    if name == "preference":
+      return self.batch.comparisons.preference
+    if name == "desirable":
+      return self.batch.slots.label == 1
+    if name == "kl":
+      return losses.kto_kl(self.slot_values("logratio"), self.mismatched)
+    side, _, what = name.partition("_")
+    pairs = self.batch.comparisons
+    if side == "chosen":
+      return self.slot_values(what)[pairs.better]
+    if side == "rejected":
+      return self.slot_values(what)[pairs.worse]
+    return self.slot_values(name)
+
+  @property
+  def has_reference(self) -> bool:
+    return self._ref is not None
+
+  @property
+  def ref_token_logp(self) -> Float32[Array, "rows responses"]:
+    assert self._ref is not None  # `check_mode` refuses before
+    return self._ref
+
+  @property
+  def mismatched(self) -> Bool[Array, "slots"]:
+    return self.batch.slots.valid & self.batch.slots.mismatched
+
+  @property
+  def valid(self) -> Array:
+    """Which units are no padding."""
+    slots = self.batch.slots
+    if self.unit == "pair":
+      return self.batch.comparisons.valid
+    if self.unit == "response":
+      return slots.valid & (slots.label >= 0)
+    return self.batch.slot < slots.valid.shape[0]
+
+  def swapped(self, name: str) -> Array:
+    """The same of the other response of each pair."""
+    side, _, what = name.partition("_")
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    return self[f"{other[side]}_{what}" if side in other else name]
+
+  def slot_values(self, what: str) -> Float32[Array, "slots"]:
+    """logp, logratio, or their means over the tokens of each response."""
+    if what.startswith("mean_"):
+      length = self._slot_sum(jnp.ones_like(self.token_logp))
+      total = self.slot_values(what.removeprefix("mean_"))
+      return total / jnp.maximum(length, 1.0)
+    if what == "logp":
+      return self._slot_sum(self.token_logp)
+    # Ratios a token, then the sum: the difference of two sums would round ten
+    # times as much.
+    return self._slot_sum(self.token_logp - self.ref_token_logp)
+
+  def _slot_sum(self, x: Array) -> Float32[Array, "slots"]:
+    count = self.batch.slots.valid.shape[0]
+    sums = jax.ops.segment_sum(
+      x.ravel(), self.batch.slot.ravel(), num_segments=count + 1
+    )
+    return sums[:count]  # the last one gathers the padding
