@@ -4,6 +4,8 @@ A value is minus half the mean squared error of a prediction. It stands where a
 language model has a log-probability: `chosen_logp` is the value of the chosen
 image, `chosen_logratio` its difference to the reference's. So `dpo` of them is
 Diffusion-DPO, and every pairwise and listwise loss is one for images as it is.
+
+A video's value is the mean of the values of its frames.
 """
 
 import math
@@ -19,6 +21,32 @@ _LATENT = (-3, -2, -1)
 
 
 @checked
+def denoising_error(
+  prediction: Float32[Array, "*latents y x c"],
+  target: Float32[Array, "*latents y x c"],
+) -> Float32[Array, "*latents"]:
+  """Mean squared error of the prediction of each latent.
+
+      error = mean over y, x, c of (prediction - target)²
+
+  Use: as every `error` of a loss, as in `mapo` and `flow_rwr`; and as the loss
+  of plain fine-tuning.
+
+  Args:
+    prediction: what the model predicts: noise, velocity or the clean latent.
+    target: what it should have predicted.
+
+  Returns: one error per latent; 0 where the prediction is right.
+
+  Reference: Ho et al. 2020, eq. 14 (https://arxiv.org/abs/2006.11239).
+
+  >>> f"{denoising_error(jnp.ones((1, 2, 2, 4)), jnp.zeros((1, 2, 2, 4)))[0]}"
+  '1.0'
+  """
+  return jnp.mean((prediction - target) ** 2, axis=_LATENT)
+
+
+@checked
 def denoising_value(
   prediction: Float32[Array, "*latents y x c"],
   target: Float32[Array, "*latents y x c"],
@@ -28,8 +56,6 @@ def denoising_value(
       value = -½ mean over y, x, c of (prediction - target)²
 
   Use: as `chosen_logp` and `rejected_logp` of losses without a reference.
-
-  The mean over the frames of a video is taken of the values of its frames.
 
   Args:
     prediction: what the model predicts: noise, velocity or the clean latent.
@@ -45,7 +71,7 @@ def denoising_value(
   >>> f"{denoising_value(jnp.ones((1, 2, 2, 4)), jnp.zeros((1, 2, 2, 4)))[0]}"
   '-0.5'
   """
-  return -0.5 * jnp.mean((prediction - target) ** 2, axis=_LATENT)
+  return -0.5 * denoising_error(prediction, target)
 
 
 @checked
@@ -64,8 +90,7 @@ def denoising_logratio(
   `rank_dpo` and other listwise losses.
 
   A pair shares its timestep and its noise, as in the authors' code. A weight
-  over timesteps multiplies the result. The mean over the frames of a video is
-  taken of the values of its frames.
+  over timesteps multiplies the result.
 
   Args:
     prediction: what the trained model predicts: noise, velocity or latent.

@@ -1,7 +1,8 @@
 """Preference losses of rectified-flow models of images and videos.
 
 Time runs from 0, the data, to 1, the noise: x_t = (1 - t) latent + t noise,
-and the model predicts the velocity noise - latent.
+and the model predicts the velocity noise - latent. A video's value is the mean
+of the values of its frames.
 """
 
 import jax
@@ -23,10 +24,7 @@ def flow_value(
 
       value = -½ mean over y, x, c of (velocity - (noise - latent))²
 
-  Use: as `value` of `flow_rwr`, or `chosen_logp` and `rejected_logp` of losses
-  without a reference.
-
-  The mean over the frames of a video is taken of the values of its frames.
+  Use: as `chosen_logp` and `rejected_logp` of losses without a reference.
 
   Args:
     velocity: what the model predicts at (1 - t) latent + t noise.
@@ -58,8 +56,7 @@ def flow_logratio(
 
   Use: as every `logratio` of a loss, `flow_dpo` and `dpo` first of all.
 
-  A pair shares its time and its noise. The mean over the frames of a video is
-  taken of the values of its frames.
+  A pair shares its time and its noise.
 
   Args:
     velocity: what the trained model predicts at (1 - t) latent + t noise.
@@ -123,14 +120,14 @@ def flow_dpo(
 
 @loss("response")
 def flow_rwr(
-  value: Float32[Array, "*responses"],
+  error: Float32[Array, "*responses"],
   score: Float32[Array, "*responses"],
   *,
   beta: Scalar = 1.0,
 ) -> Float32[Array, "*responses"]:
   """Reward-weighted regression loss of each image or video.
 
-      loss = -2 exp(score / beta) value
+      loss = exp(score / beta) error
 
   Use: where answers have scores of their own instead of comparisons; it only
   ever imitates, the better ones more. In the paper `flow_dpo` gained more.
@@ -138,17 +135,17 @@ def flow_rwr(
   The exponent is cut at 60, which keeps float32 finite.
 
   Args:
-    value: `flow_value` or `denoising_value` of each, at most 0.
+    error: `denoising_error` of each velocity; -2 times its `flow_value`.
     score: its reward.
     beta: strength of the pull towards the distribution of the data: smaller
       follows the highest scores alone. The paper folds it into the score.
 
-  Returns: one loss per response; the mean squared error where the score is 0.
+  Returns: one loss per response; the error itself where the score is 0.
 
   Reference: Liu et al. 2025, Flow-RWR (https://arxiv.org/abs/2501.13918). The
   authors' later code weights by the score itself, without the exponential.
 
-  >>> f"{flow_rwr(jnp.array([-0.5]), jnp.array([1.0]))[0]:.4f}"
+  >>> f"{flow_rwr(jnp.array([1.0]), jnp.array([1.0]))[0]:.4f}"
   '2.7183'
   """
-  return -2.0 * jnp.exp(jnp.minimum(score / beta, 60.0)) * value
+  return jnp.exp(jnp.minimum(score / beta, 60.0)) * error

@@ -60,7 +60,7 @@ def pso(
 def pso_dreambooth(
   chosen_logratio: Float32[Array, "*pairs"],
   rejected_logratio: Float32[Array, "*pairs"],
-  rejected_logp: Float32[Array, "*pairs"],
+  rejected_error: Float32[Array, "*pairs"],
   *,
   beta: Scalar = 10.0,
   rejected_weight: Scalar = 0.1,
@@ -68,7 +68,7 @@ def pso_dreambooth(
 ) -> Float32[Array, "*pairs"]:
   """Offline pairwise sample optimization loss for personalisation.
 
-      loss = -log σ(beta (chosen - δ rejected)) - 2 prior_weight rejected_logp
+      loss = -log σ(beta (chosen - δ rejected)) + prior_weight rejected_error
 
   Use: to teach a distilled generator a subject from a few photographs (chosen)
   against its own earlier samples of the same class (rejected), which it should
@@ -77,11 +77,11 @@ def pso_dreambooth(
   Args:
     chosen_logratio: `denoising_logratio` of a photograph of the subject.
     rejected_logratio: the same for a sample of the initial model.
-    rejected_logp: `denoising_value` of that sample.
-    beta: strength of the pull towards the reference; twice the authors', whose
-      errors are not halved.
-    rejected_weight: δ, how much of the rejected image counts.
-    prior_weight: weight of the rejected image's mean squared error.
+    rejected_error: `denoising_error` of that sample.
+    beta: strength of the pull towards the reference; twice the authors', who do
+      not halve the errors.
+    rejected_weight: δ, how much of the rejected image counts in the margin.
+    prior_weight: weight of denoising the rejected image as well.
 
   Returns: one loss per pair; log 2 where policy and reference agree and the
   rejected image is denoised without error.
@@ -91,45 +91,45 @@ def pso_dreambooth(
   the defaults are those of its sibling `pso_dreambooth_hinge`.
 
   >>> x = jnp.array([0.1])
-  >>> f"{pso_dreambooth(x, -x, -x, beta=1)[0]:.4f}"
+  >>> f"{pso_dreambooth(x, -x, 2 * x, beta=1)[0]:.4f}"
   '0.7397'
   """
   margin = beta * (chosen_logratio - rejected_weight * rejected_logratio)
-  return -jax.nn.log_sigmoid(margin) - 2.0 * prior_weight * rejected_logp
+  return -jax.nn.log_sigmoid(margin) + prior_weight * rejected_error
 
 
 @loss("pair")
 def pso_dreambooth_hinge(
-  chosen_logp: Float32[Array, "*pairs"],
-  rejected_logp: Float32[Array, "*pairs"],
+  chosen_error: Float32[Array, "*pairs"],
+  rejected_error: Float32[Array, "*pairs"],
   *,
-  beta: Scalar = 10.0,
+  beta: Scalar = 5.0,
   rejected_weight: Scalar = 0.1,
   prior_weight: Scalar = 0.5,
 ) -> Float32[Array, "*pairs"]:
   """Personalisation loss by pairwise sample optimization, reference-free.
 
-      loss = max(0, 1 - beta (chosen - δ rejected)) - 2 prior_weight rejected
+      loss = max(0, 1 + beta (chosen - δ rejected)) + prior_weight rejected
 
   Use: as `pso_dreambooth`, without room for a reference. At the defaults, which
   all scripts of the authors use, the rejected image cancels out and what is
   left is denoising the chosen one: lower prior_weight to learn from both.
 
   Args:
-    chosen_logp: `denoising_value` of a photograph of the subject.
-    rejected_logp: the same for a sample of the initial model.
-    beta: scale of the margin; twice the authors', whose errors are not halved.
-    rejected_weight: δ, how much of the rejected image counts.
-    prior_weight: weight of the rejected image's mean squared error.
+    chosen_error: `denoising_error` of a photograph of the subject.
+    rejected_error: the same for a sample of the initial model.
+    beta: scale of the margin.
+    rejected_weight: δ, how much of the rejected image counts in the margin.
+    prior_weight: weight of denoising the rejected image as well.
 
   Returns: one loss per pair; 1 where both are denoised without error.
 
   Reference: Miao et al. 2024 (https://arxiv.org/abs/2410.03190), the loss
   "pso_db" of the authors' code for personalisation.
 
-  >>> x = jnp.array([-0.05]), jnp.array([-0.06])
+  >>> x = jnp.array([0.1]), jnp.array([0.12])
   >>> f"{pso_dreambooth_hinge(*x)[0]:.4f}"
   '1.5000'
   """
-  margin = beta * (chosen_logp - rejected_weight * rejected_logp)
-  return jax.nn.relu(1.0 - margin) - 2.0 * prior_weight * rejected_logp
+  margin = beta * (rejected_weight * rejected_error - chosen_error)
+  return jax.nn.relu(1.0 - margin) + prior_weight * rejected_error
