@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
 
+from jaxpref.losses.diffusion import denoising_logratio
 from jaxpref.losses.listwise import ranked_pairs
 from jaxpref.losses.registry import loss
 from jaxpref.types import Scalar, checked
@@ -132,10 +133,10 @@ def rank_dpo(
 
 @checked
 def rank_dpo_noise(
-  noise: Float32[Array, "*lists items rows columns channels"],
+  noise: Float32[Array, "*lists items y x c"],
   *,
   shared_noise: bool = False,
-) -> Float32[Array, "*lists items rows columns channels"]:
+) -> Float32[Array, "*lists items y x c"]:
   """The noise that RankDPO adds to the images of each list.
 
   Args:
@@ -154,43 +155,39 @@ def rank_dpo_noise(
 
 @checked
 def rank_dpo_values(
-  prediction: Float32[Array, "*lists items rows columns channels"],
-  ref_prediction: Float32[Array, "*lists items rows columns channels"],
-  noise: Float32[Array, "*lists items rows columns channels"],
-  latent: Float32[Array, "*lists items rows columns channels"],
+  prediction: Float32[Array, "*lists items y x c"],
+  ref_prediction: Float32[Array, "*lists items y x c"],
+  noise: Float32[Array, "*lists items y x c"],
+  latent: Float32[Array, "*lists items y x c"],
   *,
   predicts: Literal["noise", "velocity"] = "noise",
   error: Literal["half_mean", "mean", "sum"] = "half_mean",
 ) -> Float32[Array, "*lists items"]:
   """RankDPO's value of each image from two models' predictions.
 
-      value = error(reference) - error(policy),   error of target - prediction
+      value = error(ref_prediction) - error(prediction)
+
+  With its defaults it is `denoising_logratio`.
 
   Args:
-    prediction: what the policy predicts from the noised latent.
-    ref_prediction: what the reference predicts from it.
+    prediction: what the trained model predicts from the noised latent.
+    ref_prediction: what the frozen reference predicts from it.
     noise: what was added.
     latent: the image without noise.
     predicts: the target: "noise" (SDXL), or "velocity", which is noise -
       latent (SD3's rectified flow, for which the paper prints no formula).
-    error: "half_mean", half the squared error averaged over pixels and
-      channels, which Diffusion-DPO's beta is for; "mean"; or "sum" as printed.
-      `beta` must follow: 5000 by half_mean is 2500 by mean.
+    error: "half_mean", half the squared error averaged over an image, which
+      Diffusion-DPO's beta is for; "mean"; or "sum", as the paper prints it.
+      Its beta must follow: 5000 by half_mean is 2500 by mean.
 
-  Returns: one value per image; 0 where policy and reference agree.
+  Returns: one value per image; 0 where both models predict the same.
 
   Reference: Karthik et al. 2024 (https://arxiv.org/abs/2410.18013).
   """
   target = noise if predicts == "noise" else noise - latent
-  # Of the two squares' difference, written as a product: the errors differ in
-  # their last digits.
-  apart = (prediction - ref_prediction) * (
-    2.0 * target - prediction - ref_prediction
-  )
-  axes = (-3, -2, -1)
-  if error == "sum":
-    return jnp.sum(apart, axis=axes)
-  return jnp.mean(apart, axis=axes) * (0.5 if error == "half_mean" else 1.0)
+  value = denoising_logratio(prediction, ref_prediction, target)
+  elements = math.prod(latent.shape[-3:])
+  return value * {"half_mean": 1.0, "mean": 2.0, "sum": 2.0 * elements}[error]
 
 
 def _ranks(
