@@ -2,6 +2,7 @@
 #   make quickstart   train a small model, change what it prefers, show it
 #   make test         format, lint, imports, types and the fast tests
 #   make certify      the long checks: whole runs against their references
+#   make docs         write docs/losses.md and its plots from the losses
 #   make format       format and sort imports
 #   make clean        remove caches and build outputs (not .venv, not runs/)
 
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Nothing here downloads a model or a data set.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: quickstart test check certify format clean
+.PHONY: quickstart test check certify docs format clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/installed
@@ -39,6 +40,9 @@ certify: .venv/installed-test
 	XLA_FLAGS="--xla_backend_optimization_level=3 $$XLA_FLAGS" \
 	  JAXPREF_CERTIFICATES=docs/certificates.md \
 	  $(BIN)/python -m pytest -m certify
+
+docs: .venv/installed-test
+	$(BIN)/python docs/make_losses.py
 
 format: .venv/installed-test
 	$(BIN)/ruff check --fix --select I --quiet .
