@@ -179,11 +179,16 @@ def _section(name: str) -> str:
   if parsed["use"]:
     lines += ["", f"**Use** {parsed['use'][0].lower()}{parsed['use'][1:]}"]
   lines += ["", *map("\n".join, [[x, ""] for x in parsed["notes"]])]
-  lines.append(f"- **Inputs**: {', '.join(map(_code, losses.inputs(loss)))}")
-  for argument, meaning in parsed["args"]:
-    lines.append(f"  - `{argument}`: {meaning}")
-  defaults = ", ".join(map(_default, _defaults(loss).items()))
-  lines.append(f"- **Hyper-parameters**: {defaults or 'none'}")
+  meanings = dict(parsed["args"])
+  lines.append("- **Inputs**")
+  for argument in losses.inputs(loss):
+    lines.append(f"  - `{argument}`: {meanings.get(argument, '')}")
+  defaults = _defaults(loss)
+  lines.append("- **Hyper-parameters**" + ("" if defaults else ": none"))
+  for argument, value in defaults.items():
+    told = f"{value:g}" if isinstance(value, float) else repr(value)
+    meaning = meanings.get(argument, "")
+    lines.append(f"  - `{argument}={told}`: {meaning}")
   if spec.nll_weight:
     lines.append(
       f"- **Also**: training by name adds {spec.nll_weight:g} × the negative "
@@ -239,18 +244,8 @@ def _defaults(loss: Callable[..., Any]) -> dict[str, Any]:
   }
 
 
-def _default(item: tuple[str, Any]) -> str:
-  name, value = item
-  number = isinstance(value, float)
-  return _code(f"{name}={value:g}" if number else f"{name}={value!r}")
-
-
 def _line(text: str) -> str:
   return " ".join(text.split())
-
-
-def _code(name: str) -> str:
-  return f"`{name}`"
 
 
 def _side_inputs(loss: Callable[..., Any]) -> list[str]:
