@@ -1,7 +1,7 @@
 """Losses of pairs that look at each response by itself, not only at a margin.
 
-Where both responses lose likelihood under DPO, these hold on to the chosen
-one.
+DPO may make both responses less likely, as long as the rejected one falls
+further; what each of these does with the chosen one is stated.
 """
 
 import jax
@@ -24,7 +24,7 @@ def nca(
       c = beta chosen,   r = beta rejected
 
   Use: where DPO makes the chosen response less likely, as in reasoning: the
-  chosen log-ratio has a target above 0, which it does not leave for long.
+  chosen log-ratio has a target above 0 here.
 
   Args:
     chosen_logratio: log π(y|x) - log π_ref(y|x) of the preferred response,

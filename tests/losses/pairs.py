@@ -79,12 +79,12 @@ def assert_is_trls(name: str, case: Any, **options: Any) -> None:
   values, grads = of_trl_inputs(name, case, **options)
   if len(case["loss"]) == 1:
     values = jnp.mean(values, keepdims=True)
-  # Measured: 2e-6, of a margin of 0.01 that float32 rounds to 1e-8; 4e-5 of
-  # gradients that are 1e-4 of the largest.
+  # Measured: 9e-7 of the value, where TRL has float32 too, else 7e-7; and of
+  # the largest gradient 3e-7, of discopop 1e-6.
   np.testing.assert_allclose(values, case["loss"], rtol=5e-6, atol=1e-7)
   largest = np.abs(case["grads"]).max()
   np.testing.assert_allclose(
-    grads, case["grads"], rtol=1e-5, atol=1e-6 * largest
+    grads, case["grads"], rtol=5e-6, atol=2e-6 * largest
   )
 
 
@@ -106,7 +106,7 @@ def assert_is_numpys(
   np.testing.assert_allclose(
     loss(*ours, **options),
     reference(*exact.values(), **options),
-    rtol=5e-6,
+    rtol=2e-6,
     atol=1e-6,
   )
   grads = jax.grad(total, range(len(ours)))(*ours)
@@ -117,12 +117,12 @@ def assert_is_numpys(
       for by in (step, -step)
     ]
     slope = (sides[0] - sides[1]) / (2 * step)
-    # Measured: 3e-6 of the largest, by float32; differences are exact to 1e-9.
+    # Measured: 3e-7 of the largest.
     np.testing.assert_allclose(
       grad,
       slope,
-      rtol=2e-5,
-      atol=1e-5 * max(1.0, np.abs(slope).max()),
+      rtol=2e-6,
+      atol=2e-6 * max(0.1, np.abs(slope).max()),
       err_msg=key,
     )
 

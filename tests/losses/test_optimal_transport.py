@@ -114,6 +114,16 @@ def test_numpys_values_and_gradients(name, seed):
       np.testing.assert_allclose(ours[i], slope, rtol=1e-4, atol=1e-6)
 
 
+def test_the_reference_is_a_constant():
+  """Its margins are made of log-ratios, which get no gradient by them."""
+  batch = _batch("aot", 4)
+  total = lambda *x: jnp.sum(losses.aot(*x))
+  by_logp, _, *by_logratio = jax.grad(total, range(4))(*batch.values())
+  assert (by_logp < 0).all()
+  for grad in by_logratio:
+    np.testing.assert_array_equal(grad, 0.0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_counts_for_nothing(name):
   """Wherever it stands, and whatever it holds."""

@@ -207,7 +207,7 @@ def test_hinge_stops_at_its_margin():
 
 
 def test_discopop_rises_around_zero():
-  """Where weak pairs come to rest, at -0.08 in margins of beta 1."""
+  """So that pairs may come to rest at a margin of -0.12."""
   slope = jax.grad(lambda m: jnp.sum(_of_margin("discopop", beta=1.0)(m)))
   signs = np.sign(slope(jnp.array([-0.5, -0.2, -0.05, 0.0, 0.05, 0.2])))
   np.testing.assert_array_equal(signs, [-1, -1, 1, 1, 1, -1])
