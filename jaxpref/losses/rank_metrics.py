@@ -112,9 +112,9 @@ def tie_calibrated_accuracy(
   """
   difference = jnp.where(valid, chosen_reward - rejected_reward, 0.0)
   label = jnp.sign(jnp.where(valid, preference, 0.5) - 0.5)
-  # What calling the pair a tie, instead of by its sign, wins or loses.
+  # What calling a pair a tie, instead of by its sign, wins or loses. Padding is
+  # a tie both ways: nothing.
   gain = (label == 0.0).astype(jnp.int32) - (jnp.sign(difference) == label)
-  gain = jnp.where(valid, gain, 0)
   size, gains = jax.lax.sort(
     (jnp.abs(difference), gain), dimension=-1, num_keys=1
   )

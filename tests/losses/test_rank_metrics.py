@@ -127,6 +127,12 @@ def test_tie_calibrated_accuracy_of_known_pairs():
   )
 
 
+def test_no_threshold_makes_an_untied_pair_a_tie():
+  one = jnp.ones(1)
+  ours = losses.tie_calibrated_accuracy(one, -one, one, one > 0)
+  np.testing.assert_array_equal(ours, 1.0)
+
+
 def _best_of_all_thresholds(first, second, label):
   difference = first - second
   sign = np.sign(label - 0.5)
