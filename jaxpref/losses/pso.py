@@ -63,7 +63,7 @@ def pso_dreambooth(
   rejected_error: Float32[Array, "*pairs"],
   *,
   beta: Scalar = 10.0,
-  rejected_weight: Scalar = 0.1,
+  delta: Scalar = 0.1,
   prior_weight: Scalar = 0.5,
 ) -> Float32[Array, "*pairs"]:
   """Offline pairwise sample optimization loss for personalisation.
@@ -80,7 +80,7 @@ def pso_dreambooth(
     rejected_error: `denoising_error` of that sample.
     beta: strength of the pull towards the reference; twice the authors', who do
       not halve the errors.
-    rejected_weight: δ, how much of the rejected image counts in the margin.
+    delta: δ, how much of the rejected image counts in the margin.
     prior_weight: weight of denoising the rejected image as well.
 
   Returns: one loss per pair; log 2 where policy and reference agree and the
@@ -94,7 +94,7 @@ def pso_dreambooth(
   >>> f"{pso_dreambooth(x, -x, 2 * x, beta=1)[0]:.4f}"
   '0.7397'
   """
-  margin = beta * (chosen_logratio - rejected_weight * rejected_logratio)
+  margin = beta * (chosen_logratio - delta * rejected_logratio)
   return -jax.nn.log_sigmoid(margin) + prior_weight * rejected_error
 
 
@@ -104,7 +104,7 @@ def pso_dreambooth_hinge(
   rejected_error: Float32[Array, "*pairs"],
   *,
   beta: Scalar = 5.0,
-  rejected_weight: Scalar = 0.1,
+  delta: Scalar = 0.1,
   prior_weight: Scalar = 0.5,
 ) -> Float32[Array, "*pairs"]:
   """Personalisation loss by pairwise sample optimization, reference-free.
@@ -119,7 +119,7 @@ def pso_dreambooth_hinge(
     chosen_error: `denoising_error` of a photograph of the subject.
     rejected_error: the same for a sample of the initial model.
     beta: scale of the margin.
-    rejected_weight: δ, how much of the rejected image counts in the margin.
+    delta: δ, how much of the rejected image counts in the margin.
     prior_weight: weight of denoising the rejected image as well.
 
   Returns: one loss per pair; 1 where both are denoised without error.
@@ -131,5 +131,5 @@ def pso_dreambooth_hinge(
   >>> f"{pso_dreambooth_hinge(*x)[0]:.4f}"
   '1.5000'
   """
-  margin = beta * (rejected_weight * rejected_error - chosen_error)
+  margin = beta * (delta * rejected_error - chosen_error)
   return jax.nn.relu(1.0 - margin) + prior_weight * rejected_error
