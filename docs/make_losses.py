@@ -26,7 +26,7 @@ from jaxpref.fit.loss import SUPPLIED
 
 # Relatives stand together; a file that is not named here comes at the end.
 FAMILIES = (
-  "pairwise", "pairwise_absolute", "pairwise_labels", "divergence",
+  "pairwise", "squared_hinge", "pairwise_absolute", "pairwise_labels", "divergence",
   "optimal_transport", "token_weighted", "reference_free", "unpaired",
   "supervised", "listwise", "ranked", "reward", "reward_axes", "judge",
   "dpa_rag", "diffusion", "flow", "pso", "mapo", "policy_gradient",

@@ -52,3 +52,13 @@ def test_the_plots_are_those_of_the_losses(drawn, file):
   for ours, theirs in zip(curves(kept), curves(made), strict=True):
     # In points of 1/72 inch; another machine rounds differently.
     np.testing.assert_allclose(ours, theirs, atol=0.05, err_msg=AGAIN)
+
+
+def test_the_example_for_contributors_is_the_code():
+  """And the loss is found by name, though nothing lists its file."""
+  text = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+  files = ("jaxpref/losses/squared_hinge.py",
+           "tests/losses/test_squared_hinge.py")  # fmt: skip
+  blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+  assert blocks == [(DOCS.parent / file).read_text() for file in files]
+  assert losses.get("squared_hinge") is losses.squared_hinge
