@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
+from jaxpref.losses.listwise import all_pairs_mean
 from jaxpref.losses.ratios import mean_where
 from jaxpref.losses.registry import loss
 from jaxpref.losses.reward import reward_bce
@@ -35,7 +36,7 @@ def dpa_rag(
   """Point-wise, pair-wise and contrastive loss of a reranker, weighted.
 
       loss = a reward_bce(reward, desirable)
-             + b mean of softplus(-(value_i - value_j)) over score_i > score_j
+             + b all_pairs_mean(values, scores, beta=1)
              + c supervised_contrastive(embedding, label)
 
   Use: to train a reranker on what documents do to a reader's answers. The
@@ -70,50 +71,12 @@ def dpa_rag(
   '0.7123'
   """
   point = reward_bce(reward, desirable)
-  pair = ranked_pairs(values, scores, valid)
+  pair = all_pairs_mean(values, scores, valid, beta=1.0)
   every = jnp.ones_like(label, bool)
   contrast = supervised_contrastive(
     embedding, label, every, temperature=temperature
   )
   return point_weight * point + pair_weight * pair + contrast_weight * contrast
-
-
-@loss("list")
-def ranked_pairs(
-  values: Float32[Array, "*lists items"],
-  scores: Float32[Array, "*lists items"],
-  valid: Bool[Array, "*lists items"],
-) -> Float32[Array, "*lists"]:
-  """Logistic loss of every ordered pair of a ranked list, averaged.
-
-      loss = mean of softplus(-(value_i - value_j)) over score_i > score_j
-
-  Use: to learn a scorer from a ranking of a few items. Every pair counts the
-  same, and a list counts once however long it is.
-
-  Args:
-    values: the model's score of each item.
-    scores: larger for better items; equal ones are not compared.
-    valid: which items there are.
-
-  Returns: one loss per list; log 2 where values are equal, 0 where scores are.
-
-  Reference: Burges et al. 2005 (RankNet), averaged over pairs as in Dong et al.
-  2024 (https://arxiv.org/abs/2406.18676).
-
-  >>> v, s = jnp.array([[1.2, 0.4]]), jnp.array([[2.0, 1.0]])
-  >>> f"{ranked_pairs(v, s, s > 0)[0]:.4f}"
-  '0.3711'
-  """
-  values = jnp.where(valid, values, 0.0)
-  scores = jnp.where(valid, scores, 0.0)
-  difference = values[..., :, None] - values[..., None, :]
-  better = scores[..., :, None] > scores[..., None, :]
-  both = valid[..., :, None] & valid[..., None, :]
-  flat = (*values.shape[:-1], values.shape[-1] ** 2)
-  return mean_where(
-    jax.nn.softplus(-difference).reshape(flat), (better & both).reshape(flat)
-  )
 
 
 @loss("list")
@@ -211,7 +174,12 @@ def _min_norm_of(
   """The minimum over weights of any sign of a subset of the losses."""
   index = jnp.array(subset)
   part = products[..., index[:, None], index]
-  ones = jnp.ones((*part.shape[:-1], 1))
-  solved = jnp.linalg.solve(part, ones)[..., 0]
+  # By Lagrange: products @ a is one number where the weights sum to 1. Only
+  # gradients that depend on each other have no solution.
+  border = jnp.ones((*part.shape[:-1], 1))
+  last = jnp.zeros((*part.shape[:-2], 1, 1))
+  system = jnp.block([[part, border], [border.swapaxes(-1, -2), last]])
+  target = jnp.zeros(system.shape[:-1]).at[..., -1].set(1.0)
+  solved = jnp.linalg.solve(system, target[..., None])[..., :-1, 0]
   solved = solved / jnp.sum(solved, axis=-1, keepdims=True)
   return jnp.zeros(products.shape[:-1]).at[..., index].set(solved)

@@ -31,7 +31,7 @@ def bounded_exp(exponent: Float32[Array, "*dims"]) -> Float32[Array, "*dims"]:
   '1.1052'
   """
   above = jnp.maximum(exponent - LARGEST_EXPONENT, 0.0)
-  return jnp.exp(exponent - above) * (1.0 + above)
+  return jnp.exp(jnp.minimum(exponent, LARGEST_EXPONENT)) * (1.0 + above)
 
 
 @checked
