@@ -55,6 +55,8 @@ def _public_functions() -> dict[str, Callable[..., Any]]:
     module = importlib.import_module(f"{__name__}.{file.name}")
     for name, each in inspect.getmembers(module, inspect.isfunction):
       if each.__module__ == module.__name__ and not name.startswith("_"):
+        if name in found:
+          raise ImportError(f"two files of {__name__} define {name}")
         found[name] = each
   return found
 

@@ -12,7 +12,14 @@ import pytest
 from jaxpref import config, losses
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
-from jaxpref.fit.loss import compares, find_loss, needs_reference
+from jaxpref.fit.loss import (
+  SUPPLIED,
+  compares,
+  find_loss,
+  needs_labels,
+  needs_mismatched,
+  needs_reference,
+)
 from jaxpref.fit.objectives import score_text, text_objective
 from jaxpref.models.build import bind, init_params
 from jaxpref.ops.attention import padded_attention
@@ -38,6 +45,12 @@ def weighted(make_prepared):
       for (prompt, lengths), each in zip(shapes, pairs, strict=True)
     ]
   )
+
+
+@pytest.fixture(scope="module")
+def labelled(weighted):
+  """The same, with answers to other prompts, as every loss takes them."""
+  return weighted.with_mismatched(4)
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +281,42 @@ def test_no_gradient_reaches_the_reference(definition, models, weighted):
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
+BY_NAME = [
+  name
+  for name in losses.names()
+  if SUPPLIED.issuperset(losses.inputs(losses.get(name)))
+]
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_loss_of_log_probs_trains_by_name(definition, labelled, name):
+  """Its value is finite and moves the policy; its rewards are told."""
+  loss = losses.get(name)
+  batch, _ = _micro_batch(labelled, compare=name != "sft")
+  numbers = np.random.default_rng(0).normal(-2.0, 0.3, (2, *batch.slot.shape))
+  values = tuple(jnp.asarray(numbers, jnp.float32))
+  if not needs_reference(loss):
+    values = values[0], None
+  settings = config.Loss(name=name)
+  objective = text_objective(definition, settings, head_block=8)
+
+  @jax.jit
+  def total(logp):
+    terms, _, metrics = objective.terms({}, batch, (logp, values[1]))
+    shares = [term.total / term.count for term in terms.values()]
+    return sum(shares), metrics
+
+  (value, metrics), grad = jax.value_and_grad(total, has_aux=True)(values[0])
+  assert np.isfinite(value)
+  assert np.isfinite(grad).all()
+  assert np.abs(grad).max() > 1e-5
+  padding = batch.slot == batch.slots.valid.shape[0]
+  assert not np.any(np.where(padding, grad, 0.0))
+  told = {"rewards/chosen", "logps/chosen", "rewards/rejected"}
+  assert told <= metrics.keys() or name == "sft"
+  assert all(np.isfinite(term.total) for term in metrics.values())
+
+
 def test_which_losses_compare():
   assert compares(losses.dpo)
   assert compares(losses.ipo)
@@ -275,6 +324,12 @@ def test_which_losses_compare():
   assert needs_reference(losses.dpo)
   assert needs_reference(losses.ipo)
   assert not needs_reference(losses.sft)
+  assert not needs_reference(losses.orpo)
+  assert not compares(losses.kto)
+  assert [x for x in BY_NAME if needs_labels(losses.get(x))] == [
+    "kto", "apo_zero_unpaired", "bco",
+  ]  # fmt: skip
+  assert [x for x in BY_NAME if needs_mismatched(losses.get(x))] == ["kto"]
 
 
 def _settings(name, **options):
@@ -304,6 +359,10 @@ def test_find_loss():
       r"'dpo' does not take .* label_smoothing is 0\.5; it must be at least 0",
     ),
     (_settings("ipo", beta=0), "'ipo' does not take these values: .*zero"),
+    (_settings("dpo", nll_weight="a"), r"nll_weight is 'a'; .* a number"),
+    (_settings("sft", nll_weight=1.0), r"loss\.nll_weight is not an option"),
+    (_settings("grpo"), r"'grpo' takes old_token_logp, advantage, mask, which"),
+    (_settings("plackett_luce"), "values, scores, which .* docs/losses.md"),
     # What the objective supplies is no option.
     (_settings("dpo", beta=0.1, chosen_logratio=1), "chosen_logratio is not"),
   ],

@@ -141,9 +141,13 @@ def test_nan_in_padding_is_harmless(name):
   np.testing.assert_allclose(dirty_sum, clean_sum, rtol=1e-6)
   ours, theirs = (float_grads(loss, x, keep) for x in (dirty, inputs))
   for key, grad in ours.items():
-    real = ~np.isnan(dirty[key])
+    real, grad = ~np.isnan(dirty[key]), np.asarray(grad)
     np.testing.assert_allclose(
-      grad[real], theirs[key][real], rtol=1e-5, atol=1e-7, err_msg=key
+      grad[real],
+      np.asarray(theirs[key])[real],
+      rtol=1e-5,
+      atol=1e-7,
+      err_msg=key,
     )
     if own:
       assert np.isfinite(grad).all(), key
