@@ -139,11 +139,13 @@ def test_gradient_of_a_density():
 
 def test_a_step_without_noise_has_no_say():
   x, mean = jnp.ones((2, 3)), jnp.zeros((2, 3))
-  std = jnp.array([0.0, 1.0])
-  loss = lambda mean: jnp.sum(losses.gaussian_logp(x, mean, std))
-  value, grad = jax.value_and_grad(loss)(mean)
-  close(value, -1.5 - 1.5 * np.log(2 * np.pi))
-  close(grad, [[0, 0, 0], [1, 1, 1]])
+  std = jnp.array([0.0, 2.0])
+  loss = lambda mean, std: jnp.sum(losses.gaussian_logp(x, mean, std))
+  value, grads = jax.value_and_grad(loss, (0, 1))(mean, std)
+  close(value, -3 / 8 - 3 * np.log(2) - 1.5 * np.log(2 * np.pi))
+  close(grads[0], [[0, 0, 0], [1 / 4] * 3])
+  # Of the other step: Σ (x - mean)² / std³ - 1 / std.
+  close(grads[1], [0, 3 / 8 - 3 / 2])
 
 
 def test_advantages_are_clipped():
@@ -159,13 +161,13 @@ def test_padding_is_harmless(name):
   new = jnp.array([[0.01, 0], [-0.02, 0.03], [0, 0]])
   advantage = jnp.array([1.0, -2.0, 0.5])
 
-  def total(new, advantage, planted):
+  def grad(new, advantage, planted):
     plant = lambda x: jnp.where(mask, x, planted)
-    arrays = [plant(x) for x in (new, jnp.zeros((3, 2)))]
-    rest = [plant(new**2)] if name == "gen_drive" else []
-    return jnp.sum(loss(*arrays, advantage, *rest, mask))
+    error = [plant(new**2)] if name == "gen_drive" else []
+    old = plant(jnp.zeros((3, 2)))
+    total = lambda new: jnp.sum(loss(new, old, advantage, *error, mask))
+    return jax.value_and_grad(total)(plant(new))
 
-  grad = jax.value_and_grad(total)
   value, slope = grad(new, advantage.at[2].set(jnp.nan), jnp.nan)
   expected, clean = grad(new, advantage, 0.0)
   close(value, expected)
