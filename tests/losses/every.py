@@ -10,10 +10,6 @@ import numpy as np
 
 from jaxpref import losses
 
-# Lengths of the axes that a "*name" stands for, and of the others.
-_LEADING = {"pairs": 6, "responses": 6, "lists": 5, "sequences": 5}
-_TRAILING = {"items": 4, "tokens": 7}
-
 
 def make_inputs(loss: Callable[..., Any], seed: int = 0) -> dict[str, Any]:
   """Float32, int32 and boolean arrays of the shapes that a loss declares."""
@@ -25,6 +21,16 @@ def make_inputs(loss: Callable[..., Any], seed: int = 0) -> dict[str, Any]:
     shape = _shape(annotation, sizes)
     made[name] = jnp.asarray(_values(rng, name, annotation, shape))
   return made
+
+
+def value_shape(loss: Callable[..., Any], inputs: dict[str, Any]):
+  """The shape of the values, by the names of axes in the signature."""
+  signature = inspect.signature(loss)
+  sizes: dict[str, int] = {}
+  for name, x in inputs.items():
+    words = signature.parameters[name].annotation.dim_str.split()
+    sizes |= {w.lstrip("*"): n for w, n in zip(words, x.shape, strict=True)}
+  return _shape(signature.return_annotation, sizes)
 
 
 def call(loss: Callable[..., Any], inputs: dict[str, Any], **options: Any):
@@ -50,8 +56,10 @@ def _shape(annotation: Any, sizes: dict[str, int]) -> tuple[int, ...]:
   shape: list[int] = []
   for word in annotation.dim_str.split():
     name = word.lstrip("*")
-    known = _LEADING if word.startswith("*") else _TRAILING
-    shape.append(sizes.setdefault(name, known.get(name, 3)))
+    many = 6 if name in ("pairs", "responses") else 5
+    few = {"tokens": 7, "items": 4}.get(name, 3)
+    size = many if word.startswith("*") else few
+    shape.append(sizes.setdefault(name, size))
   return tuple(shape)
 
 
@@ -75,5 +83,5 @@ def _mask(rng, name: str, shape: tuple[int, ...]):
   if len(shape) < 2:
     return np.arange(shape[0] if shape else 1) % 3 != 1
   lengths = rng.integers(2, shape[-1] + 1, (*shape[:-1], 1))
-  lengths[0] = shape[-1]
+  lengths[0], lengths[1] = shape[-1], shape[-1] - 1
   return np.arange(shape[-1]) < lengths

@@ -13,11 +13,11 @@ import pytest
 from jaxpref import losses
 from jaxpref.types import sum_valid
 
-from .every import call, float_grads, is_float, make_inputs
+from .every import call, float_grads, is_float, make_inputs, value_shape
 
 NAMES = losses.names()
 every_loss = pytest.mark.parametrize("name", NAMES)
-MASKS = ("valid", "mask")
+MASKS = ("valid", "mask", "present")
 
 
 def _unmasked(loss):
@@ -46,10 +46,7 @@ def test_values_are_float32_and_one_a_unit(name):
   values = call(loss, inputs)
   assert values.dtype == jnp.float32
   assert np.isfinite(values).all()
-  largest = max((x.shape for x in inputs.values()), key=len)
-  unit = losses.spec(loss).unit
-  trailing = unit in ("list", "sequence")
-  assert values.shape == (largest[:-1] if trailing else largest)
+  assert values.shape == value_shape(loss, inputs)
 
 
 @every_loss
@@ -118,21 +115,14 @@ def test_nan_in_padding_is_harmless(name):
   values = call(loss, inputs)
   if not own:  # the loss knows no padding: `sum_valid` does
     mask = jnp.arange(values.shape[0]) % 3 != 1
-    if values.ndim > 1:
-      mask = jnp.broadcast_to(mask[:, None], values.shape)
-  keep = mask if mask.shape == values.shape else jnp.ones_like(values, bool)
+  keep = jnp.ones_like(values, bool)
+  if mask.ndim <= values.ndim:
+    keep = keep & _over(mask, values)
 
   def planted(x):
-    if not is_float(x) or not x.ndim:
+    if not is_float(x) or x.shape[: mask.ndim] != mask.shape:
       return x
-    if own and x.shape != mask.shape:
-      return x
-    where = mask if x.shape == mask.shape else mask[:, : x.shape[-1]]
-    if x.ndim < mask.ndim:
-      where = mask[:, 0]
-    elif x.ndim > mask.ndim:
-      where = mask[..., None]
-    return jnp.where(where, x, jnp.nan)
+    return jnp.where(_over(mask, x), x, jnp.nan)
 
   dirty = {key: planted(x) for key, x in inputs.items()}
   assert any(np.isnan(x).any() for x in dirty.values() if is_float(x))
@@ -151,6 +141,10 @@ def test_nan_in_padding_is_harmless(name):
     )
     if own:
       assert np.isfinite(grad).all(), key
+
+
+def _over(mask, x):
+  return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
 @every_loss
