@@ -91,12 +91,14 @@ def make_step(
   of the objective, and `grad_norm`, before clipping, and `learning_rate`, whose
   count is 1.
   """
-  gradient = _coupled_gradient if objective.merge else _gradient
 
   def step(
     state: TrainState, frozen: Mapping[str, Params], batch: Any
   ) -> tuple[TrainState, Terms]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    # One micro-batch is the whole batch: nothing to merge, no second pass.
+    apart = objective.merge and jax.tree.leaves(batch)[0].shape[0] > 1
+    gradient = _coupled_gradient if apart else _gradient
     grads, kept, terms, metrics = gradient(objective, state, frozen, batch, key)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     new_state = TrainState(
