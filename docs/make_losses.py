@@ -27,10 +27,10 @@ from jaxpref.fit.loss import SUPPLIED
 # Relatives stand together; a file that is not named here comes at the end.
 FAMILIES = (
   "pairwise", "squared_hinge", "pairwise_absolute", "pairwise_labels",
-  "divergence", "optimal_transport", "token_weighted", "reference_free", "unpaired",
-  "supervised", "listwise", "ranked", "reward", "reward_axes", "judge",
-  "dpa_rag", "diffusion", "flow", "pso", "mapo", "policy_gradient",
-  "group_policy", "denoising_policy",
+  "divergence", "optimal_transport", "token_weighted", "reference_free",
+  "unpaired", "supervised", "listwise", "ranked", "ranked_likelihood", "reward",
+  "reward_axes", "judge", "dpa_rag", "diffusion", "flow", "pso", "mapo",
+  "policy_gradient", "group_policy", "denoising_policy",
 )  # fmt: skip
 
 HEAD = """\

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which run no loops
   from jaxpref.losses.pso import *
   from jaxpref.losses.rank_metrics import *
   from jaxpref.losses.ranked import *
+  from jaxpref.losses.ranked_likelihood import *
   from jaxpref.losses.ratios import *
   from jaxpref.losses.reference_free import *
   from jaxpref.losses.reward import *
