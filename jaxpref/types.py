@@ -40,6 +40,13 @@ def check_range(name: str, value: Scalar, low: float, high: float) -> None:
     )
 
 
+def check_choice(name: str, value: str, *allowed: str) -> None:
+  """Raises ValueError unless the value is one of those allowed."""
+  if value not in allowed:
+    quoted = " or ".join(repr(each) for each in allowed)
+    raise ValueError(f"{name} is {value!r}; it must be {quoted}")
+
+
 class Term(NamedTuple):
   """A sum and how many units it sums, so that accumulation stays exact."""
 

@@ -14,6 +14,7 @@ from jaxpref.types import (
   Response,
   Slots,
   Term,
+  check_choice,
   check_range,
   sum_valid,
 )
@@ -78,6 +79,12 @@ def test_check_range_is_half_open():
   for bad in (0.5, -1e-6, float("nan"), np.int64(2)):
     with pytest.raises(ValueError, match=r"x is .*at least 0 and below 0\.5"):
       check_range("x", bad, 0.0, 0.5)
+
+
+def test_check_choice_names_what_is_allowed():
+  check_choice("x", "a", "a", "b")
+  with pytest.raises(ValueError, match="x is 'c'; it must be 'a' or 'b'"):
+    check_choice("x", "c", "a", "b")
 
 
 def test_batches_are_pytrees_of_arrays():

@@ -5,7 +5,6 @@ two items changed places. They are constants, of which no gradient is taken.
 """
 
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from jaxtyping import Array, Bool, Float32
 from jaxpref.losses.diffusion import denoising_logratio
 from jaxpref.losses.listwise import ranked_pairs
 from jaxpref.losses.registry import loss
-from jaxpref.types import Scalar, checked
+from jaxpref.types import Scalar, check_choice, check_range, checked
 
 
 @loss("list")
@@ -44,7 +43,8 @@ def lipo(
     scores: how good each response is, best in [0, 1]: gains grow as powers of
       2 (above 2^64 they stay there, to be finite).
     valid: which items are real.
-    beta: strength of the pull towards the reference; larger stays closer.
+    beta: strength of the pull towards the reference; larger stays closer. Our
+      default is the usual one of DPO.
 
   Returns: one loss per list, a sum over its pairs; where policy and reference
     agree, log 2 times the sum of weights.
@@ -68,10 +68,10 @@ def rank_dpo(
   valid: Bool[Array, "*lists items"],
   *,
   beta: Scalar = 5000.0,
-  best: Literal["highest", "lowest"] = "highest",
-  rank_by: Literal["scores", "values"] = "scores",
+  best: str = "highest",
+  rank_by: str = "scores",
   log_base: Scalar = math.e,
-  over_pairs: Literal["sum", "mean"] = "sum",
+  over_pairs: str = "sum",
 ) -> Float32[Array, "*lists"]:
   """RankDPO loss of each list of images.
 
@@ -86,9 +86,10 @@ def rank_dpo(
   The weights are constants of the data: neither policy nor reference moves
   them, unless rank_by="values".
 
-  The paper leaves seven things open. Four are arguments here; the scale of the
-  errors, the prediction and the noise are decided where values come from, and
-  are arguments of `rank_dpo_values` and `rank_dpo_noise`.
+  The paper leaves seven things open. Four are arguments here: the direction of
+  a pair, what is ranked, the base of logarithms, sum or mean. The scale of the
+  errors, the target of rectified flow and the noise are decided where values
+  come from: arguments of `rank_dpo_values` and `rank_dpo_noise`.
 
   Equal scores have the same rank and are no pair. By values, equal ones rank
   by their scores.
@@ -99,15 +100,15 @@ def rank_dpo(
     scores: how good each image is, best in [0, 1]: gains grow as powers of 2
       (above 2^64 they stay there, to be finite).
     valid: which items are real.
-    beta: strength of the pull towards the reference. The paper gives none; this
-      is Diffusion-DPO's, for the scale of `values`.
-    best: which score is preferred. The paper writes "i > j", which only makes
-      sense as "i is preferred to j"; "lowest" reads it as ranks, of which 1 is
-      the best, and trains the other way.
-    rank_by: what r ranks: the text ranks the scores, its overview figure and
-      the LambdaLoss it cites rank what the model predicts, "values".
-    log_base: of the discounts: e as printed, 2 as LambdaLoss has it. It only
-      scales the loss.
+    beta: strength of the pull towards the reference. The paper gives none; our
+      default is Diffusion-DPO's, for the scale of `values`.
+    best: which score is preferred, "highest" or "lowest". The paper writes
+      "i > j", which only makes sense as "i is preferred to j"; "lowest" is for
+      scores that are ranks, of which 1 is the best.
+    rank_by: what r ranks: "scores" as in the text, or "values", what the model
+      predicts, as in its overview figure and the LambdaLoss it cites.
+    log_base: of the discounts, above 1: e as printed, 2 as LambdaLoss has it.
+      It only scales the loss.
     over_pairs: "sum" as printed, or "mean" over the pairs of unequal score.
 
   Returns: one loss per list; where policy and reference agree, log 2 times the
@@ -120,6 +121,10 @@ def rank_dpo(
   >>> f"{rank_dpo(values, scores, jnp.array([True] * 2)):.4f}"
   '0.1668'
   """
+  check_choice("best", best, "highest", "lowest")
+  check_choice("rank_by", rank_by, "scores", "values")
+  check_choice("over_pairs", over_pairs, "sum", "mean")
+  check_range("log_base", log_base, 1.00001, math.inf)
   values = jnp.where(valid, values, 0.0)
   preferred = scores if best == "highest" else -scores
   if rank_by == "scores":
@@ -160,8 +165,8 @@ def rank_dpo_values(
   noise: Float32[Array, "*lists items y x c"],
   latent: Float32[Array, "*lists items y x c"],
   *,
-  predicts: Literal["noise", "velocity"] = "noise",
-  error: Literal["half_mean", "mean", "sum"] = "half_mean",
+  predicts: str = "noise",
+  error: str = "half_mean",
 ) -> Float32[Array, "*lists items"]:
   """RankDPO's value of each image from two models' predictions.
 
@@ -184,10 +189,15 @@ def rank_dpo_values(
 
   Reference: Karthik et al. 2024 (https://arxiv.org/abs/2410.18013).
   """
+  scales = {
+    "half_mean": 1.0,
+    "mean": 2.0,
+    "sum": 2.0 * math.prod(latent.shape[-3:]),
+  }
+  check_choice("predicts", predicts, "noise", "velocity")
+  check_choice("error", error, *scales)
   target = noise if predicts == "noise" else noise - latent
-  value = denoising_logratio(prediction, ref_prediction, target)
-  elements = math.prod(latent.shape[-3:])
-  return value * {"half_mean": 1.0, "mean": 2.0, "sum": 2.0 * elements}[error]
+  return scales[error] * denoising_logratio(prediction, ref_prediction, target)
 
 
 def _ranks(

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
-from jaxtyping import TypeCheckError
 import numpy as np
 import pytest
 
@@ -220,11 +219,30 @@ def test_gains_of_huge_scores_are_finite():
 
 
 @pytest.mark.parametrize(
-  "options", [{"best": "top"}, {"rank_by": 1}, {"over_pairs": "max"}], ids=str
+  ("options", "allowed"),
+  [
+    ({"best": "top"}, "best is 'top'; it must be 'highest' or 'lowest'"),
+    ({"rank_by": "x"}, "rank_by is 'x'; it must be 'scores' or 'values'"),
+    ({"over_pairs": "max"}, "over_pairs is 'max'; it must be 'sum' or 'mean'"),
+    ({"log_base": 1.0}, "log_base is 1; it must be at least 1.00001"),
+  ],
 )
-def test_other_choices_are_refused(options):
-  with pytest.raises(TypeCheckError):
+def test_other_choices_are_refused(options, allowed):
+  with pytest.raises(ValueError, match=allowed):
     losses.rank_dpo(VALUES, SCORES, VALID, **options)
+
+
+@pytest.mark.parametrize(
+  ("options", "allowed"),
+  [
+    ({"predicts": "x"}, "predicts is 'x'; it must be 'noise' or 'velocity'"),
+    ({"error": "l1"}, "error is 'l1'; .* 'half_mean' or 'mean' or 'sum'"),
+  ],
+)
+def test_other_values_are_refused(options, allowed):
+  image = jnp.zeros((2, 1, 1, 1))
+  with pytest.raises(ValueError, match=allowed):
+    losses.rank_dpo_values(image, image, image, image, **options)
 
 
 jitted = {
