@@ -19,15 +19,18 @@ def squared_hinge(
       loss = max(0, 1 - m)²,   m = beta (chosen - rejected)
 
   Use: like `ipo_sum`, where a pair that is told apart further than the target
-  should be left alone instead of being pulled back.
+  should be left alone instead of being pulled back. Up to the target it is
+  beta² times `ipo_sum` of half its beta.
 
   Args:
     chosen_logratio: log π(y|x) - log π_ref(y|x) of the preferred response,
       summed over its response tokens, in nats.
     rejected_logratio: the same for the other response.
-    beta: strength of the pull towards the reference; larger stays closer.
+    beta: strength of the pull towards the reference; larger stays closer;
+      the default is ours.
 
-  Returns: one loss per pair; 1 where policy and reference agree.
+  Returns: one loss per pair; 1 where policy and reference agree, and 0 with
+  no gradient from a margin m of 1 on.
 
   Reference: Tang et al. 2024, table 1 (https://arxiv.org/abs/2402.05749).
 

@@ -30,3 +30,11 @@ def test_it_is_the_square_of_the_hinge():
   hinge = losses.hinge(CHOSEN, REJECTED, beta=0.1)
   values = losses.squared_hinge(CHOSEN, REJECTED, beta=0.1)
   np.testing.assert_allclose(values, hinge**2, rtol=1e-6)
+
+
+def test_up_to_its_target_it_is_ipo_of_half_the_beta():
+  ipo = losses.ipo_sum(CHOSEN, REJECTED, beta=0.05)
+  values = losses.squared_hinge(CHOSEN, REJECTED, beta=0.1)
+  near = CHOSEN - REJECTED < 10.0
+  np.testing.assert_allclose(values[near], 0.01 * ipo[near], rtol=1e-6)
+  assert values[~near] < 0.01 * ipo[~near]
