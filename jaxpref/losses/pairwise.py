@@ -96,7 +96,8 @@ def ipo(
     chosen_mean_logratio: log π(y|x) - log π_ref(y|x) of the preferred
       response, averaged over its response tokens, in nats a token.
     rejected_mean_logratio: the same for the other response.
-    beta: τ of the paper, the strength of the pull towards the reference.
+    beta: τ of the paper, the strength of the pull towards the reference;
+      the default is TRL's.
 
   Returns: one loss per pair; 1 / (4 beta²) where policy and reference agree.
 
@@ -129,7 +130,8 @@ def ipo_sum(
     chosen_logratio: log π(y|x) - log π_ref(y|x) of the preferred response,
       summed over its response tokens, in nats.
     rejected_logratio: the same for the other response.
-    beta: τ of the paper, the strength of the pull towards the reference.
+    beta: τ of the paper, the strength of the pull towards the reference;
+      the default is OpenRLHF's.
 
   Returns: one loss per pair; 1 / (4 beta²) where policy and reference agree.
 
@@ -164,6 +166,7 @@ def robust_dpo(
       summed over its response tokens, in nats.
     rejected_logratio: the same for the other response.
     beta: strength of the pull towards the reference; larger stays closer.
+      The default is TRL's; 0.01 in the paper.
     label_smoothing: s, the probability that a pair is labelled backwards.
 
   Returns: one loss per pair; log 2 where policy and reference agree. It has
@@ -201,11 +204,12 @@ def hinge(
       summed over its response tokens, in nats.
     rejected_logratio: the same for the other response.
     beta: inverse of the margin asked for, in 1 / nats; larger stays closer.
+      The default is TRL's.
 
   Returns: one loss per pair; 1 where policy and reference agree, and 0 with
   no gradient from a margin of 1 / beta on.
 
-  Reference: Liu et al. 2023 (RSO, its "hinge-norm", there with beta = 0.5;
+  Reference: Liu et al. 2023 (RSO, its "hinge-norm", there with γ = 0.05;
   https://arxiv.org/abs/2309.06657), after Zhao et al. 2023 (SLiC-HF,
   https://arxiv.org/abs/2305.10425), who use no reference model. TRL's `hinge`
   is this one.
@@ -279,6 +283,7 @@ def discopop(
       summed over its response tokens, in nats.
     rejected_logratio: the same for the other response.
     beta: strength of the pull towards the reference; larger stays closer.
+      The default is TRL's; 0.05 in the paper.
     tau: width of the mixture's step, as a margin.
 
   Returns: one loss per pair; (1 + log 2) / 2 where policy and reference agree.
