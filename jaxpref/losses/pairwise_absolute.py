@@ -1,7 +1,7 @@
 """Losses of pairs that look at each response by itself, not only at a margin.
 
 DPO may make both responses less likely, as long as the rejected one falls
-further; what each of these does with the chosen one is stated.
+further; these say of the chosen one by itself where it should go.
 """
 
 import jax
@@ -30,7 +30,8 @@ def nca(
     chosen_logratio: log π(y|x) - log π_ref(y|x) of the preferred response,
       summed over its response tokens, in nats.
     rejected_logratio: the same for the other response.
-    beta: strength of the pull towards the reference; larger stays closer.
+    beta: α of the paper, the strength of the pull towards the reference. The
+      default is TRL's; 0.01 in the paper.
 
   Returns: one loss per pair; 2 log 2 where policy and reference agree. The
   chosen response alone is at rest where c = log 2.
@@ -66,6 +67,7 @@ def bco_pair(
       summed over its response tokens, in nats.
     rejected_logratio: the same for the other response.
     beta: strength of the pull towards the reference; larger stays closer.
+      The default is TRL's; 0.01 in the paper.
     shift: δ of the paper, the reward that separates good from bad; a running
       mean of beta times all log-ratios, through which no gradient flows.
 
@@ -139,7 +141,7 @@ def sppo_hard(
     chosen_logratio: log π(y|x) - log π_ref(y|x) of the preferred response,
       summed over its response tokens, in nats.
     rejected_logratio: the same for the other response.
-    beta: strength of the pull towards the reference; larger stays closer.
+    beta: 1 / η of the paper, the strength of the pull towards the reference.
 
   Returns: one loss per pair; 1 / (2 beta²) where policy and reference agree.
 
@@ -276,15 +278,17 @@ def cal_dpo(
       summed over its response tokens, in nats.
     rejected_logratio: the same for the other response.
     beta: strength of the pull towards the reference, by way of t alone: there
-      is none in the sigmoid.
-    calibration: weight of the squares.
+      is none in the sigmoid. The default is the authors' for Mistral.
+    calibration: weight of the squares; 1 is the paper's.
 
   Returns: one loss per pair; log 2 + 2 calibration t² where policy and
   reference agree.
 
-  Reference: Xiao et al. 2024 (https://arxiv.org/abs/2412.14516). The authors'
-  code has a calibration of 0.5 and averages the squares over the batch before
-  it adds them to each pair, which changes no mean over a batch.
+  Reference: Xiao et al. 2024 (https://arxiv.org/abs/2412.14516). Code of the
+  authors has a calibration of 1 (https://github.com/Cal-DPO/Cal-DPO) or of 0.5
+  (https://github.com/tengxiao1/Cal-DPO). Some of it averages the squares over
+  the batch before it adds them to each pair, which changes no mean over a
+  batch.
 
   >>> f"{cal_dpo(jnp.array([2.0]), jnp.array([-1.0]), beta=0.1)[0]:.4f}"
   '25.0486'

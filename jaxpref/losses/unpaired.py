@@ -133,6 +133,7 @@ def bco(
     desirable: whether people liked the response.
     valid: which entries count; the others are 0.
     beta: strength of the pull towards the reference; larger stays closer.
+      The default is TRL's; 0.01 in the paper.
 
   Returns: one loss per response; log 2 where policy and reference agree.
 
