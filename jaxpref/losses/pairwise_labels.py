@@ -72,7 +72,7 @@ def dpo_rao_kupper(
     preference: p, where 1 is a win of the first response and 0.5 a tie.
     beta: strength of the pull towards the reference; larger stays closer.
     nu: how readily judges call ties: equals tie with probability
-      (nu - 1) / (nu + 1).
+      (nu - 1) / (nu + 1), which the paper's 3 makes 1/2.
 
   Returns: one loss per pair; where policy and reference agree log(1 + nu) for
   a win, and log((nu + 1) / (nu - 1)) with no gradient for a tie.
@@ -124,7 +124,7 @@ def dpo_davidson(
     preference: p, where 1 is a win of the first response and 0.5 a tie.
     beta: strength of the pull towards the reference; larger stays closer.
     nu: how readily judges call ties: equals tie with probability
-      nu / (nu + 1).
+      nu / (nu + 1), which the paper's 1 makes 1/2.
 
   Returns: one loss per pair; where policy and reference agree
   log(2 + 2 nu) for a win, and log(1 + 1 / nu) with no gradient for a tie.
@@ -168,7 +168,8 @@ def dpo_margin(
       summed over its response tokens, in nats.
     rejected_logratio: the same for the other response.
     beta: strength of the pull towards the reference; larger stays closer.
-    margin: what the difference of implicit rewards should exceed.
+    margin: what the difference of implicit rewards should exceed; the default
+      is ours.
 
   Returns: one loss per pair; log(1 + e^margin) where policy and reference
   agree.
@@ -291,8 +292,9 @@ def irepo(
 
   Raises ValueError unless 0 < floor < 0.5.
 
-  Reference: Le et al. 2024 (https://arxiv.org/abs/2405.15230). The floor is
-  ours. With the constant target 1/2 it would be `ipo_sum` times beta².
+  Reference: Le et al. 2024 (https://arxiv.org/abs/2405.15230). The floor
+  and the defaults are ours. With the constant target 1/2 it would be `ipo_sum`
+  times beta².
 
   >>> x = [jnp.array([number]) for number in (2.0, -1.0, 0.8)]
   >>> f"{irepo(*x, beta=0.1)[0]:.4f}"
