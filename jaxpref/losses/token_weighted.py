@@ -55,7 +55,8 @@ def ld_logp(
     token_logp: log-probability of each token, in nats.
     mask: which tokens are of the response.
     shared_length: length of the shorter response of the pair.
-    alpha: weight of the tokens past it, 0 to 1; 1 is the plain sum.
+    alpha: weight of the tokens past it, 0 to 1; 1 is the plain sum. The
+      default is ours.
 
   Returns: one log-probability per response, in nats.
 
@@ -81,7 +82,7 @@ def ld_dpo(
       each = shared + alpha tail
 
   Use: where DPO makes answers longer: the tokens that only the longer response
-  has weigh less. Tune alpha between 0 and 1, where it is DPO.
+  has weigh less. Tune alpha, from 0 to 1; at 1 it is DPO.
 
   Args:
     chosen_shared_logratio: log π - log π_ref of the preferred response, summed
@@ -91,7 +92,7 @@ def ld_dpo(
     chosen_tail_logratio: the same, summed over the tokens after them.
     rejected_tail_logratio: the same for the other response.
     beta: strength of the pull towards the reference; larger stays closer.
-    alpha: weight of the tokens past the shorter response.
+    alpha: weight of the tokens past the shorter response; the default is ours.
 
   Returns: one loss per pair; log 2 where policy and reference agree.
 
@@ -188,6 +189,7 @@ def wpo(
       token.
     rejected_log_weight: the same for the other response.
     beta: strength of the pull towards the reference; larger stays closer.
+      The default is TRL's; 0.01 in the authors' code.
     max_weight: largest weight; infinity for none.
 
   Returns: one loss per pair; w log 2 where policy and reference agree.
@@ -218,8 +220,9 @@ def tdpo1(
 
       loss = -log σ(beta (chosen - rejected - (rejected_kl - chosen_kl)))
 
-  Use: to hold the divergence of the whole next-token distributions, not only
-  the ratio of the token that stands there. `tdpo2` holds it firmer.
+  Use: to weigh in the whole next-token distributions, not only the ratio of
+  the token that stands there. Its gradient drives the policy away from the
+  reference on preferred responses; that of `tdpo2` does not.
 
   Args:
     chosen_logratio: log π(y|x) - log π_ref(y|x) of the preferred response,
