@@ -66,7 +66,7 @@ def mapo_paper(
       g(x) = x / (exp(x) - 1)
 
   Use: like `mapo`, where the denoising loss of the preferred image shall lead:
-  near a tie it pulls five times as hard as the margin.
+  near a tie it pulls four times as hard as the margin.
 
   Args:
     chosen_error: squared error of the model's prediction of the preferred

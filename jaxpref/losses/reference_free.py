@@ -158,7 +158,8 @@ def slic_hf(
   Returns: one loss per pair; delta plus the regularisation where both
     responses are as likely.
 
-  Reference: Zhao et al. 2023, eq. 1 (https://arxiv.org/abs/2305.10425). Its
+  Reference: Zhao et al. 2023 (https://arxiv.org/abs/2305.10425), with the
+  defaults of https://github.com/ContextualAI/HALOs. The paper's
   regularisation may have a target of its own; here it is the preferred
   response. TRL 1.16 calls `hinge` a SLiC loss: it uses a reference and has no
   likelihood term.
