@@ -92,7 +92,7 @@ def group_advantage(
     reward: of each sample of the group.
     valid: which samples there are.
     ddof: 1 as TRL and verl have it; 0 is NumPy's deviation. Papers do not say.
-    epsilon: ε, against groups of almost equal rewards.
+    epsilon: ε, against groups of almost equal rewards; TRL's value.
 
   Returns: one advantage per sample; exactly 0 where all rewards are equal, and
   for what is not valid.
@@ -221,7 +221,7 @@ def token_rewards(
     old_token_logp: log-probability of each token when it was sampled, in nats.
     ref_token_logp: the same under the reference.
     mask: which tokens there are.
-    beta: strength of the pull towards the reference.
+    beta: strength of the pull towards the reference; 0.05 is TRL's.
 
   Returns: one reward per token, 0 outside of the mask. They sum to the reward
   less beta times the log-ratio of the response.
@@ -318,7 +318,8 @@ def whiten(
 
   Returns: one advantage per token, 0 outside of the mask.
 
-  Reference: the code of Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593).
+  Reference: the code of Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593),
+  whose variance is by n; n - 1 is TRL's.
 
   >>> a = whiten(jnp.array([[1.0, 2.0, 3.0]]), jnp.ones((1, 3), bool))
   >>> f"{a[0, 2]:.4f}"

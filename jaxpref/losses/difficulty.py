@@ -30,7 +30,7 @@ def sentence_match(
 
   Returns: one likeness per prompt; 0 where either has no sentence.
 
-  Reference: DR-IRL 2025 (https://arxiv.org/abs/2503.18991).
+  Reference: Cheng et al. 2025, DR-IRL (https://arxiv.org/abs/2503.18991).
 
   >>> s = jnp.array([[0.9, 0.2], [0.5, 0.8]])
   >>> f"{sentence_match(s, s > 0):.4f}"
@@ -59,7 +59,7 @@ def data_hardness(
 
   Returns: one factor per prompt; 1 where all are alike, 0 where not valid.
 
-  Reference: DR-IRL 2025 (https://arxiv.org/abs/2503.18991).
+  Reference: Cheng et al. 2025, DR-IRL (https://arxiv.org/abs/2503.18991).
 
   >>> w = jnp.array([0.85, 0.4])
   >>> f"{data_hardness(w, w > 0)[0]:.4f}"
@@ -91,7 +91,7 @@ def model_responsiveness(
 
   Returns: one factor per category; 1 where all gaps, or none, are kept.
 
-  Reference: DR-IRL 2025 (https://arxiv.org/abs/2503.18991).
+  Reference: Cheng et al. 2025, DR-IRL (https://arxiv.org/abs/2503.18991).
 
   >>> g = jnp.array([0.8, 0.5, -0.1, 3.0])
   >>> f"{model_responsiveness(g, g < 9, threshold=2.0):.4f}"

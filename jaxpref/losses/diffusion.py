@@ -63,10 +63,10 @@ def denoising_value(
 
   Returns: one value per latent; 0 where the prediction is right, else below.
 
-  Reference: Wallace et al. 2023, eq. 46 for the half, which eq. 14 lacks, and
-  the authors' code for the mean instead of a sum
-  (https://arxiv.org/abs/2311.12908). Diffusers' script for Stable Diffusion
-  1.5 has no half: its beta of 2500 is 5000 here.
+  Reference: Wallace et al. 2023 (https://arxiv.org/abs/2311.12908), and the
+  authors' code for the half, which eq. 14 lacks, and the mean instead of a sum.
+  Diffusers' script for Stable Diffusion 1.5 has no half: its beta of 2500 is
+  5000 here.
 
   >>> f"{denoising_value(jnp.ones((1, 2, 2, 4)), jnp.zeros((1, 2, 2, 4)))[0]}"
   '-0.5'
@@ -100,8 +100,8 @@ def denoising_logratio(
   Returns: one value per latent; exactly 0 where both models predict the same,
   and above where the trained model is closer to the target.
 
-  Reference: Wallace et al. 2023, eq. 14 and 46
-  (https://arxiv.org/abs/2311.12908).
+  Reference: Wallace et al. 2023, eq. 14 (https://arxiv.org/abs/2311.12908), and
+  the authors' code.
 
   >>> zero, one = jnp.zeros((1, 2, 2, 4)), jnp.ones((1, 2, 2, 4))
   >>> f"{denoising_logratio(zero, one, zero)[0]}"

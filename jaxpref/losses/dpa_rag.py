@@ -55,7 +55,7 @@ def dpa_rag(
     point_weight: a.
     pair_weight: b.
     contrast_weight: c.
-    temperature: of the contrastive term.
+    temperature: of the contrastive term; 0.07 is the authors' code's.
 
   Returns: one loss per query; point- and pair-wise terms are log 2 where
   nothing is told apart.
@@ -101,7 +101,7 @@ def supervised_contrastive(
     embedding: of each item; its length does not matter.
     label: the class of each item.
     valid: which items there are.
-    temperature: what cosines are divided by.
+    temperature: what cosines are divided by; 0.07 is the authors' code's.
 
   Returns: one loss per list; log(items - 1) where all embeddings are equal.
 

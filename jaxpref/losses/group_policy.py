@@ -51,8 +51,9 @@ def grpo(
 
   Returns: one loss per response; -A where all policies agree, 0 of no token.
 
-  Reference: Shao et al. 2024, eq. 3 (https://arxiv.org/abs/2402.03300). TRL
-  1.16 has beta 0 by default, and divides as `dapo` does.
+  Reference: Shao et al. 2024, eq. 3 (https://arxiv.org/abs/2402.03300), whose
+  beta is 0.04; ε is PPO's. TRL 1.16 has beta 0 by default, and divides as
+  `dapo` does.
 
   >>> old, a = jnp.array([[-0.7, -1.1]]), jnp.array([0.5])
   >>> f"{grpo(old + 0.1, old, old, a, old < 0)[0]:.4f}"
@@ -109,8 +110,8 @@ def grpo_s(
 
   Returns: one loss per response; -difficulty A where all policies agree.
 
-  Reference: DR-IRL 2025 (https://arxiv.org/abs/2503.18991); what it leaves open
-  is as in `grpo`.
+  Reference: Cheng et al. 2025, DR-IRL (https://arxiv.org/abs/2503.18991); what
+  it leaves open is as in `grpo`.
 
   >>> old, a = jnp.array([[-0.7, -1.1]]), jnp.array([0.5])
   >>> f"{grpo_s(old, old, old, a, 2.0 * a, old < 0)[0]:.4f}"
@@ -147,7 +148,8 @@ def dr_grpo(
   advantages of `group_centered`, which do not divide by the deviation.
 
   The mean over responses is the paper's: every token of a batch is divided by
-  the same constant. There is no pull towards a reference.
+  the same constant, as in the authors' code; the equation prints the sum. There
+  is no pull towards a reference.
 
   Args:
     token_logp: log-probability of each response token, in nats.
@@ -155,13 +157,13 @@ def dr_grpo(
     advantage: of each response.
     mask: which tokens the policy wrote.
     max_tokens: the longest response that sampling allows: a constant of the
-      run, not of the batch.
+      run, not of the batch. 3000 is that of the authors' runs.
     epsilon_low: how far below 1 the ratio may fall.
     epsilon_high: how far above 1 the ratio may rise.
 
   Returns: one loss per response; -A tokens / max_tokens where policies agree.
 
-  Reference: Liu et al. 2025 (https://arxiv.org/abs/2503.20783).
+  Reference: Liu et al. 2025 (https://arxiv.org/abs/2503.20783); ε is PPO's.
 
   >>> old, a = jnp.array([[-0.7, -1.1]]), jnp.array([0.5])
   >>> f"{dr_grpo(old + 0.1, old, a, old < 0, max_tokens=4)[0]:.4f}"
@@ -195,7 +197,8 @@ def dapo(
   Use: for long chains of thought: a token counts the same in long and short
   responses, and rare tokens can become likely before the clipping stops them.
 
-  The mean over all tokens of a batch is the paper's. Its other parts are
+  The mean over all tokens of a batch is the authors' code's; the equation takes
+  that of each prompt's tokens, then of prompts. The paper's other parts are
   functions here: `group_informative` (sample other prompts instead of those
   without a signal) and `overlong_penalty`. There is no pull towards a
   reference.
@@ -259,8 +262,8 @@ def gspo(
 
   Returns: one loss per response; -A where policies agree, 0 of no token.
 
-  Reference: Zheng et al. 2025, eq. 5 (https://arxiv.org/abs/2507.18071). TRL
-  1.16 clips at 0.2 unless told otherwise.
+  Reference: Zheng et al. 2025, eq. 5 (https://arxiv.org/abs/2507.18071), whose
+  bounds these are. TRL 1.16 clips at 0.2 unless told otherwise.
 
   >>> old, a = jnp.array([[-0.7, -1.1]]), jnp.array([0.5])
   >>> f"{gspo(old + 0.1, old, -a, old < 0)[0]:.4f}"

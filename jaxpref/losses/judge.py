@@ -34,8 +34,8 @@ def pairwise_generative(
   Returns: one loss per pair; log 2 where the letters are equally likely.
 
   Reference: Liu et al. 2024 (https://arxiv.org/abs/2410.03837), Pourreza et
-  al. 2024 (https://arxiv.org/abs/2410.01943); both take the softmax over all
-  tokens in training, and over the two letters to decide.
+  al. 2024 (https://arxiv.org/abs/2410.01943); both train on the softmax over
+  all tokens, and the former decides by the two letters.
 
   >>> f"{pairwise_generative(jnp.array([1.3]), jnp.array([0.4]))[0]:.4f}"
   '0.3412'
@@ -71,9 +71,9 @@ def pairwise_judge(
 
   Returns: one loss per pair; log 2 where the letters are equally likely.
 
-  Reference: Xu et al. 2025 (https://arxiv.org/abs/2504.04950) for judging in
-  both orders. Its loss is not public: the price of the gap is ours, 0 is plain
-  cross-entropy.
+  Reference: Xu et al. 2025 (https://arxiv.org/abs/2504.04950) for a judge that
+  generates its verdict. Both orders in one loss, and the price of their gap,
+  are ours; at a price of 0 it is plain cross-entropy.
 
   >>> a, b, c, d = (jnp.array([x]) for x in (1.2, 0.3, 0.9, 0.4))
   >>> f"{pairwise_judge(a, b, c, d, consistency=1.0)[0]:.4f}"
@@ -113,7 +113,8 @@ def judge_preference(
 
   Returns: one probability per pair; 0.5 where the judge cannot tell.
 
-  Reference: Xu et al. 2025 (https://arxiv.org/abs/2504.04950).
+  Reference: Xu et al. 2025 (https://arxiv.org/abs/2504.04950) for the chance to
+  beat a known answer as a reward; the average over both orders is ours.
 
   >>> a, b, c, d = (jnp.array([x]) for x in (1.2, 0.3, 0.9, 0.4))
   >>> f"{judge_preference(a, b, c, d)[0]:.4f}"

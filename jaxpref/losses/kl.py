@@ -1,9 +1,9 @@
 """The divergence of the policy from the reference, estimated or exact.
 
-Estimates are of KL(π‖π_ref), from tokens that π itself has sampled. All are
-right on average as values; as terms of a loss only `kl_exact` has the gradient
-of the divergence (k1's is zero on average, k2's is right, k3's is of another
-divergence).
+Estimates are of KL(π‖π_ref), from tokens that π itself has sampled. As values
+k1 and k3 are right on average, k2 is not. As a term of a loss `kl_exact` has
+the gradient of the divergence, k2 has it on average; k1's is zero on average,
+k3's is of another divergence.
 """
 
 import jax.numpy as jnp

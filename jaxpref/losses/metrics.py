@@ -200,7 +200,7 @@ def calibration(
     probability: p, the predicted probability that the first one is preferred.
     preference: y, how often it was: 1, 0, 0.5 for a tie, or between.
     valid: which pairs are not padding.
-    bins: how many, of equal width.
+    bins: how many, of equal width; 10 is ours.
 
   Returns: three sums a bin; divide by `count` for means.
 
