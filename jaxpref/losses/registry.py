@@ -30,13 +30,15 @@ def loss(
 
   Args: see `Spec`.
 
-  Raises ValueError for a name that is taken.
+  Raises ValueError for a name that another file has taken.
   """
 
   def register(function: F) -> F:
     name = function.__name__
-    if name in _LOSSES:
-      raise ValueError(f"there is a loss {name!r} already")
+    known = _LOSSES.get(name)
+    # The same file again is a reload, as notebooks do.
+    if known is not None and known.__module__ != function.__module__:
+      raise ValueError(f"{known.__module__} has a loss {name!r} already")
     _LOSSES[name] = wrapped = checked(function)
     _SPECS[name] = Spec(unit, coupled, nll_weight)
     return wrapped

@@ -1,5 +1,7 @@
 """The public face of `jaxpref.losses`, and how a loss gets there."""
 
+import importlib
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 import pytest
@@ -53,5 +55,14 @@ def test_a_new_loss_is_found_by_its_decorator(monkeypatch):
   assert losses.spec(mine) == ("pair", True, 0.5)
   assert losses.inputs(mine) == ["chosen_logp"]
   assert mine(jnp.ones(2)).tolist() == [1.0, 1.0]
-  with pytest.raises(ValueError, match="there is a loss 'mine' already"):
+  registry.loss("pair")(mine)  # a reload
+  mine.__module__ = "other"
+  with pytest.raises(ValueError, match="has a loss 'mine' already"):
     registry.loss("pair")(mine)
+
+
+def test_a_file_may_be_reloaded():
+  before = losses.get("squared_hinge")
+  module = importlib.reload(importlib.import_module(before.__module__))
+  assert losses.get("squared_hinge") is module.squared_hinge
+  registry._LOSSES["squared_hinge"] = before  # what other tests compare with
