@@ -25,14 +25,20 @@ _CHARTS: dict[str, tuple[dict[str, tuple[str, str]], dict[str, Any]]] = {
   "Rewards": ({
     "rewards/chosen": ("chosen", "blue"),
     "rewards/rejected": ("rejected", "orange"),
-  }, {"zero": True, "help": "β times the change in log-probability since the "
-      "reference"}),
+  }, {"zero": True, "help": "β times the log-probability, less the reference's "
+      "where the loss has one"}),
   "Log-probability of answers": ({
     "logps/chosen": ("chosen", "blue"),
     "eval/logps/chosen": ("held-out", "blue"),
     "logps/rejected": ("rejected", "orange"),
     "eval/logps/rejected": ("held-out", "orange"),
   }, {"help": "nats, summed over the answer"}),
+  "Likelihood term": ({"nll": ("train", "blue"),
+                       "eval/nll": ("held-out", "green")},
+    {"help": "nats a token of chosen answers; the loss adds it, weighted"}),
+  "KL estimate": ({"kl": ("train", "blue"), "eval/kl": ("held-out", "green")},
+    {"zero": True, "help": "nats; how far the policy is from the reference on "
+     "answers to other prompts"}),
   "Gradient norm": ({"grad_norm": ("before clipping", "blue")}, {"zero": True}),
   "Learning rate": ({"learning_rate": ("schedule", "violet")}, {"zero": True}),
   "Speed": ({

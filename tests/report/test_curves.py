@@ -33,6 +33,13 @@ def test_level_of_agreement(loss, level):
   assert (chart.level is not None) == level
 
 
+def test_what_only_some_losses_have():
+  row = {"step": 1, "kl": 0.2, "eval/kl": 0.1, "nll": 2.0}
+  nll, kl = curves([row], "kto")
+  assert (nll.title, kl.title) == ("Likelihood term", "KL estimate")
+  assert [line.name for line in kl.lines] == ["train", "held-out"]
+
+
 def test_held_out_values_are_marked():
   rows = [{"step": 0, "eval/loss": 2.0}, {"step": 1, "loss": 1.0}]
   (chart,) = curves(rows, "sft")
