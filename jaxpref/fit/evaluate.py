@@ -21,6 +21,7 @@ def held_out(
 ) -> Callable[[TrainState], dict[str, float]]:
   """A function from a state to the averages over all held-out examples.
 
+  A loss that is coupled over the batch is taken batch by batch, as in training.
   Names begin with `eval/`; accuracies come with their standard error, that of
   a share p of n independent comparisons: sqrt(p (1 - p) / n).
   """

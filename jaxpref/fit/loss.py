@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import inspect
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -106,6 +107,11 @@ def _check_options(settings: config.Loss, loss: Loss) -> None:
       )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
       raise UserError(f"config.loss.{name} is {value!r}; it must be a number.")
+    # Below zero they would, in silence, train for the worse.
+    if value < 0 and (name == "beta" or name.endswith("weight")):
+      raise UserError(f"config.loss.{name} is {value}; it must be at least 0.")
+    if not abs(value) < math.inf:
+      raise UserError(f"config.loss.{name} is {value}; it must be finite.")
   for name, default in keywords.items():
     if default is inspect.Parameter.empty and name not in settings.options:
       raise UserError(

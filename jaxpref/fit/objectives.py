@@ -170,10 +170,12 @@ def _pair_metrics(views: Views, loss: Callable[..., Any], beta: float) -> Terms:
 def _label_metrics(
   views: Views, loss: Callable[..., Any], beta: float
 ) -> Terms:
-  """Desirable responses are the chosen ones here."""
+  """Desirable responses are the chosen ones here; pairs count where known."""
   reward = beta * views.slot_values(_rewarded(views, loss))
   logp = views.slot_values("logp")
-  metrics = {}
+  pairs = _pair_metrics(views, loss, beta)
+  names = ("logps/accuracies", "rewards/accuracies", "rewards/ties")
+  metrics = {name: pairs[name] for name in names}
   for side, label in zip(_SIDES, (1, 0), strict=True):
     here = views.valid & (views.batch.slots.label == label)
     metrics[f"logps/{side}"] = sum_valid(logp, here)

@@ -20,6 +20,7 @@ from jaxpref.fit.loss import (
   needs_mismatched,
   needs_reference,
 )
+from jaxpref.fit.metrics import averages
 from jaxpref.fit.objectives import score_text, text_objective
 from jaxpref.models.build import bind, init_params
 from jaxpref.ops.attention import padded_attention
@@ -211,6 +212,31 @@ def test_metrics_by_hand(definition, models, weighted, plain):
   assert 0 < metrics["rewards/accuracies"].total < 6
 
 
+def test_unpaired_losses_count_the_pairs_they_know(
+  definition, models, weighted, labelled
+):
+  """Beside means over what is desirable, and what is not."""
+  _, pairs = _run(
+    definition, models, _micro_batch(weighted)[0], "dpo", beta=BETA
+  )
+  _, told = _run(
+    definition, models, _micro_batch(labelled)[0], "kto", beta=BETA
+  )
+  for name in ("logps/accuracies", "rewards/accuracies", "rewards/ties"):
+    assert told[name] == pairs[name]
+  assert told["rewards/accuracies"].count == 6
+  assert told["rewards/chosen"].count < 6
+  unpaired = dataclasses.replace(
+    (batch := _micro_batch(labelled)[0]),
+    comparisons=dataclasses.replace(
+      batch.comparisons, valid=jnp.zeros_like(batch.comparisons.valid)
+    ),
+  )
+  _, told = _run(definition, models, unpaired, "kto", beta=BETA)
+  assert "rewards/accuracies" not in averages(told)
+  assert "rewards/margins" in averages(told)
+
+
 def test_ties_are_not_accurate(definition, models, weighted):
   """Policy and reference alike: every reward is 0, no pair is right."""
   batch, _ = _micro_batch(weighted)
@@ -359,6 +385,10 @@ def test_find_loss():
       r"'dpo' does not take .* label_smoothing is 0\.5; it must be at least 0",
     ),
     (_settings("ipo", beta=0), "'ipo' does not take these values: .*zero"),
+    (_settings("dpo", beta=-1), r"loss\.beta is -1; it must be at least 0"),
+    (_settings("kto", desirable_weight=-0.5), r"_weight is -0\.5; .* least 0"),
+    (_settings("orpo", nll_weight=-1), r"nll_weight is -1; .* at least 0"),
+    (_settings("dpo", beta=math.inf), r"loss\.beta is inf; it must be finite"),
     (_settings("dpo", nll_weight="a"), r"nll_weight is 'a'; .* a number"),
     (_settings("sft", nll_weight=1.0), r"loss\.nll_weight is not an option"),
     (_settings("grpo"), r"'grpo' takes old_token_logp, advantage, mask, which"),
