@@ -204,34 +204,42 @@ def _prepare(
   if data.eval_holdout:
     train, test = split_holdout(train, data.eval_holdout, data.seed)
   if needs_mismatched(find_loss(settings.loss)):
-    train = train.with_mismatched(data.batch_size)
-    test = test and test.with_mismatched(data.batch_size)
+    sizes = data.batch_size, data.max_length
+    train = train.with_mismatched(*sizes)
+    test = test and test.with_mismatched(*sizes)
   return train, test
 
 
 def _usable(data: Prepared, path: str, loss: Callable[..., Any]) -> Prepared:
   """The examples that the loss can use."""
+  first = data.first_response[:-1]
   if compares(loss):
     usable = np.diff(data.first_comparison) > 0
-    what, columns = "comparison", "rows with `chosen` and `rejected`"
-  elif needs_labels(loss):
-    usable = np.maximum.reduceat(data.label, data.first_response[:-1]) >= 0
-    what, columns = "label", "rows with `completion` and `label`, or pairs"
-  else:
-    imitated = data.label != 0
-    imitated[data.worse] = False
-    usable = np.logical_or.reduceat(imitated, data.first_response[:-1])
-    what, columns = "answer to imitate", "rows whose `label` is not false"
-  if not usable.any():
-    raise UserError(
-      f"{path} holds no example with {what} ({columns}), which this loss "
-      "needs. Give other data or another config.loss.name, as sft for "
-      "responses alone."
+    what = "comparison"
+    advice = (
+      "This loss needs rows with `chosen` and `rejected`; labelled answers "
+      "train with config.loss.name=kto, and answers alone with sft."
     )
+  elif needs_labels(loss):
+    usable = np.logical_or.reduceat(data.label >= 0, first)
+    what = "label"
+    advice = (
+      "This loss needs rows with `completion` and `label`, or with `chosen` "
+      "and `rejected`; answers alone train with config.loss.name=sft."
+    )
+  else:
+    usable = np.logical_or.reduceat(data.imitated, first)
+    what = "answer to imitate"
+    advice = "All are labelled undesirable; config.loss.name=kto uses those."
+  if not usable.any():
+    raise UserError(f"{path} holds no {what}. {advice}")
   if not usable.all():
     count = len(data) - np.count_nonzero(usable)
     say(f"{count:,} examples without {what} left out.")
-    return data.select(np.flatnonzero(usable))
+    data = data.select(np.flatnonzero(usable))
+  if needs_labels(loss):
+    bad, good = (np.count_nonzero(data.label == kind) for kind in (0, 1))
+    say(f"{good:,} desirable and {bad:,} undesirable responses.")
   return data
 
 

@@ -152,6 +152,49 @@ def test_examples_without_comparison_are_left_out(
 
 
 @pytest.mark.parametrize(
+  ("loss", "kinds", "told"),
+  [
+    ("dpo", (True, False), r"holds no comparison\. .*loss\.name=kto"),
+    ("kto", (None,), r"holds no label\. .* `completion` and `label`"),
+    ("sft", (False,), r"no answer to imitate\. All are labelled undesirable"),
+  ],
+)
+def test_data_of_another_kind(build, corpus, tmp_path, loss, kinds, told):
+  path = _label(corpus, tmp_path, kinds)
+  settings = build({"data.path": path, "loss.name": loss})
+  if loss == "sft":
+    settings = dataclasses.replace(settings, loss=config.Loss(name="sft"))
+  with pytest.raises(UserError, match=told):
+    run(settings, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_labels_are_counted(build, corpus, tmp_path, capsys):
+  path = _label(corpus, tmp_path, (True, False, None, True))
+  settings = build({"data.path": path, "loss.name": "kto", "train.steps": 1})
+  assert run(settings, tmp_path / "run")
+  told = capsys.readouterr().out
+  assert "4 examples without label left out" in told
+  assert "8 desirable and 4 undesirable responses." in told
+  (line,) = read_metrics(tmp_path / "run")
+  assert line["loss"] == pytest.approx(0.5, abs=1e-6)
+  assert "rewards/margins" in line
+  assert "rewards/accuracies" not in line
+
+
+def _label(corpus, tmp_path, kinds):
+  """A file of sixteen answers, labelled with these in turn."""
+  rows = (corpus / "comparisons.jsonl").read_text().splitlines()[:16]
+  path = tmp_path / "labelled.jsonl"
+  with path.open("w") as file:
+    for i, row in enumerate(map(json.loads, rows)):
+      new = {"prompt": row["prompt"], "completion": row["chosen"]}
+      label = {"label": kinds[i % len(kinds)]}
+      file.write(json.dumps({**new, **label}) + "\n")
+  return str(path)
+
+
+@pytest.mark.parametrize(
   "options",
   [{"label_smoothing": 0.7}, {"name": "ipo", "beta": 0.0}],
   ids=["out of range", "division by zero"],

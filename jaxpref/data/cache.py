@@ -38,7 +38,7 @@ class Prepared:
 
   folder: pathlib.Path
   examples: np.ndarray | None = None  # which of the folder's; None = all
-  mismatch: int = 0  # see `with_mismatched`
+  mismatch: tuple[int, int] | None = None  # see `with_mismatched`
 
   def __len__(self) -> int:
     return len(self.prompt_lengths)
@@ -63,6 +63,13 @@ class Prepared:
     is compared with.
     """
     return self._view["label"]
+
+  @property
+  def imitated(self) -> Bool[np.ndarray, " m"]:
+    """Which responses are neither undesirable nor worse than another."""
+    kept = self.label != 0
+    kept[self.worse] = False
+    return kept
 
   @property
   def mismatched(self) -> Bool[np.ndarray, " m"]:
@@ -133,24 +140,30 @@ class Prepared:
       chosen = self.examples[chosen]
     return dataclasses.replace(self, examples=chosen)
 
-  def with_mismatched(self, block: int) -> "Prepared":
+  def with_mismatched(self, block: int, max_length: int) -> "Prepared":
     """Each prompt also gets the responses of another one, marked as such.
 
     From them KTO estimates how far the policy is from the reference. Examples
     are taken in blocks of `block` in their order, and each gets the responses
-    of the one before it in its block, the first those of the last one. Which
-    belongs to which does not depend on the step, so that reference log-probs
-    can be cached.
+    of the one before it in its block, the first those of the last one. Where
+    a block has several examples of a prompt, as many are passed over as have
+    the most frequent one. Which belongs to which does not depend on the step,
+    so that reference log-probs can be cached.
 
-    Raises UserError where there is one example only.
+    Args:
+      block: examples of a block; at least 2.
+      max_length: tokens of a prompt with such a response, which is cut there.
+
+    Raises UserError where there is no other example in a block.
     """
     if len(self) < 2 or block < 2:
       raise UserError(
         "This loss compares prompts with answers to other prompts: it needs "
-        f"two examples at least, and a config.data.batch_size above 1. There "
-        f"are {len(self)} examples in batches of {block}."
+        "two examples at least, for training as for evaluation, and a "
+        f"config.data.batch_size above 1. There are {len(self)} examples in "
+        f"batches of {block}."
       )
-    return dataclasses.replace(self, mismatch=block)
+    return dataclasses.replace(self, mismatch=(block, max_length))
 
   @property
   def stats(self) -> Mapping[str, Any]:
@@ -208,7 +221,11 @@ class Prepared:
     view["mismatched"] = np.zeros(len(view["label"]), bool)
     if self.examples is not None:
       view = _select(view, self.examples)
-    return _mismatch(view, self.mismatch) if self.mismatch else view
+    if self.mismatch is None:
+      return view
+    block, max_length = self.mismatch
+    other = _partners(_prompt_numbers(view, self._arrays["tokens"]), block)
+    return _borrow(view, other, max_length)
 
 
 def _told(kinds: Mapping[str, int], word: str) -> str:
@@ -237,24 +254,50 @@ def _labels(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
   return np.where(own < 0, compared, own).astype(np.int32)
 
 
-def _mismatch(view: Mapping[str, np.ndarray], block: int) -> dict[str, Any]:
-  """Adds to each example the responses of the one before it in its block."""
+def _prompt_numbers(
+  view: Mapping[str, np.ndarray], tokens: np.ndarray
+) -> np.ndarray:
+  """A number for each example, the same where the prompts are."""
+  seen: dict[bytes, int] = {}
+  spans = zip(view["prompt_start"], view["prompt_lengths"], strict=True)
+  texts = (tokens[start : start + length].tobytes() for start, length in spans)
+  return np.array([seen.setdefault(text, len(seen)) for text in texts])
+
+
+def _partners(prompts: np.ndarray, block: int) -> np.ndarray:
+  """The example whose responses each one borrows; see `with_mismatched`."""
+  other = np.arange(len(prompts))
+  # One that would be alone at the end joins the block before it.
+  cuts = range(block, len(prompts) - 1, block)
+  for here in np.split(np.arange(len(prompts)), cuts):
+    _, first, which, counts = np.unique(
+      prompts[here], return_index=True, return_inverse=True, return_counts=True
+    )
+    # With alike prompts in a row, a step over the most of them leads to
+    # another one, unless they are more than half of the block.
+    order = here[np.argsort(first[which], kind="stable")]
+    other[order] = np.roll(order, counts.max() % len(here) or 1)
+  return other
+
+
+def _borrow(
+  view: Mapping[str, np.ndarray], other: np.ndarray, max_length: int
+) -> dict[str, Any]:
+  """Adds to each example the responses of `other`, cut to fit."""
   first = view["first_response"]
-  numbers = np.arange(len(first) - 1)
-  start = numbers - numbers % block
-  stop = np.minimum(start + block, len(numbers))
-  if len(numbers) % block == 1:  # one alone joins the block before it
-    start[-block - 1 :], stop[-block - 1 :] = len(numbers) - block - 1, stop[-1]
-  other = np.where(numbers == start, stop - 1, numbers - 1)
   borrowed, bounds = _ranges(first, other)
   own = np.arange(first[-1]) + np.repeat(bounds[:-1], np.diff(first))
   taken = np.zeros(first[-1] + bounds[-1], np.int64)
   new = np.ones(len(taken), bool)
   new[own] = False
   taken[own], taken[new] = np.arange(first[-1]), borrowed
+  room = max_length - np.repeat(view["prompt_lengths"], np.diff(bounds))
+  lengths = view["response_lengths"][taken]
+  lengths[new] = np.minimum(lengths[new], room)
   return {
     **view,
     **{name: view[name][taken] for name in _OF_RESPONSES},
+    "response_lengths": lengths,
     "label": np.where(new, -1, view["label"][taken]).astype(np.int32),
     "mismatched": new,
     "first_response": first + bounds,

@@ -68,10 +68,7 @@ class Steps:
     self.ref_token_logp: np.ndarray | None = None  # see `batch.make_batch`
     self.steps_per_epoch = -(-len(data.prompt_lengths) // batch_size)
     self.num_steps = num_steps or self.steps_per_epoch
-    self._kept = np.ones(len(data.response_lengths), bool)
-    if not compare:
-      self._kept[data.worse] = False
-      self._kept[data.label == 0] = False
+    self._kept = np.ones(len(data.label), bool) if compare else data.imitated
     self._check_rows()
     self._order = functools.lru_cache(maxsize=2)(self._permutation)
     self.shape = self._plan(min(self.num_steps, _PLANNED_STEPS))

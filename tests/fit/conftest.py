@@ -111,7 +111,7 @@ def _train(
   options = {} if loss == "sft" else DPO.options
   settings = config.Loss(name=loss, options=options)
   if needs_mismatched(find_loss(settings)):
-    data = data.with_mismatched(batch_size)
+    data = data.with_mismatched(batch_size, row_length)
   mesh = sharding.make_mesh(*mesh)
   where = sharding.param_shardings(mesh, definition.shapes, definition.axes)
   optimizer = config.Optimizer(

@@ -51,7 +51,7 @@ def weighted(make_prepared):
 @pytest.fixture(scope="module")
 def labelled(weighted):
   """The same, with answers to other prompts, as every loss takes them."""
-  return weighted.with_mismatched(4)
+  return weighted.with_mismatched(4, 64)
 
 
 @pytest.fixture(scope="module")
