@@ -3,10 +3,10 @@
 Imports jax, jaxtyping and beartype only, so that `jaxpref.losses` stays light.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from beartype import beartype
 import jax
@@ -14,8 +14,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Int32, jaxtyped
 import numpy as np
 
-checked = jaxtyped(typechecker=beartype)
-"""Checks shapes and dtypes while tracing; a compiled call pays nothing."""
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def checked(function: F) -> F:
+  """Checks shapes and dtypes while tracing; a compiled call pays nothing."""
+
+  # Built at the first call: a millisecond or two a function, which importing
+  # a hundred losses to use one should not cost.
+  @functools.cache
+  def build() -> Callable[..., Any]:
+    return jaxtyped(function, typechecker=beartype)
+
+  @functools.wraps(function)
+  def call(*args: Any, **keywords: Any) -> Any:
+    return build()(*args, **keywords)
+
+  return call  # type: ignore[return-value]
+
 
 if TYPE_CHECKING:
   Leaf = Any  # of a batch: a NumPy array where it is made, then a jax one

@@ -84,22 +84,23 @@ def test_guide_names_files_and_targets_that_exist(name):
 
 _IMPORT = """
 import json, sys, time
+start = time.process_time()
 import jax
-start = time.perf_counter()
+middle = time.process_time()
 import jaxpref.losses
-seconds = time.perf_counter() - start
-print(json.dumps([seconds, sorted(set(n.split(".")[0] for n in sys.modules))]))
+ratio = (time.process_time() - middle) / (middle - start)
+print(json.dumps([ratio, sorted(set(n.split(".")[0] for n in sys.modules))]))
 """
 
 
 def test_losses_are_light_to_import():
-  # What others do on the machine only ever adds, hence the least of five:
-  # 0.12 s, of 0.12 to 0.14.
-  runs = [_run(_IMPORT) for _ in range(5)]
+  # Beside jax itself, so that the machine does not matter: 0.3, and 0.9 where
+  # every loss is made to check its shapes while it is imported.
+  runs = [_run(_IMPORT) for _ in range(3)]
   for _, modules in runs:
     heavy = {"flax", "grain", "orbax", "transformers", "optax", "torch"}
     assert not heavy & set(modules)
-  assert min(seconds for seconds, _ in runs) <= 0.3
+  assert min(ratio for ratio, _ in runs) <= 0.6
 
 
 def _run(program: str) -> tuple[float, list[str]]:

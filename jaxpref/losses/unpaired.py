@@ -17,8 +17,9 @@ def kto_kl(
 
       kl = max(0, mean over the batch of log π(y'|x) - log π_ref(y'|x))
 
-  Its responses y' belong to other prompts of the batch: TRL 1.16 gives each
-  prompt the response before it. `kto` takes no gradient through it.
+  Its responses y' belong to other prompts of the batch. TRL 1.16 gives each
+  prompt the response before it, even where that answers the same prompt;
+  training here passes over those. `kto` takes no gradient through it.
 
   Args:
     mismatched_logratio: log-ratio of another prompt's response, summed over

@@ -205,7 +205,9 @@ def chat_without_template(folder, tiny):
 @case
 def no_comparisons(folder, tiny):
   path = _write(folder, [{"prompt": "Who?", "completion": " Mia."}] * 40)
-  return Mistake({"data.path": path}, ("no comparisons", "loss.name=sft"))
+  return Mistake(
+    {"data.path": path}, ("holds no comparison", "name=kto", "sft")
+  )
 
 
 @case

@@ -134,8 +134,9 @@ _RUNS = [
     label_smoothing=0.1,
     loss_weights=[1.8, -0.8],
   ),
-  _kto("kto", "interleaved", "kto"),
-  _kto("kto_halves", "halves", "kto"),
+  _kto("kto", "halves", "kto"),
+  # Half of its prompts get an answer to themselves as one to another.
+  dataclasses.replace(_kto("kto_adjacent", "interleaved", "kto"), loss=None),
   _kto("apo_zero_unpaired", "interleaved", "apo_zero_unpaired"),
   _simpo("simpo", 0.0),
   _simpo("simpo_with_nll", 1.0),  # the default of CPOTrainer
