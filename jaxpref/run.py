@@ -286,7 +286,24 @@ def _make_steps(
   epoch = -(-len(train.prompt_lengths) // data.batch_size)
   num_steps = settings.train.steps or epoch * data.epochs
   steps = make(train, shuffle=data.shuffle, seed=data.seed, num_steps=num_steps)
+  _tell_of_empty_rows(steps)
   return steps, make(test) if test else None
+
+
+def _tell_of_empty_rows(steps: Steps) -> None:
+  """Says so where a whole step has too few prompts for its rows."""
+  packing, shape = steps.packing(0)
+  pieces = [len(row) for micro in packing for row in micro]
+  rows = shape.micro_batches * shape.rows
+  empty = rows - np.count_nonzero(pieces)
+  if empty and sum(pieces) < rows:
+    enough = -(-rows * len(steps.examples(0)) // sum(pieces))
+    say(
+      f"Warning: {empty} of the {rows} rows of a step hold nothing, and are "
+      f"computed all the same. A config.data.batch_size of {enough} fills "
+      "them; fewer rows are had by a lower config.data.rows_per_device, or "
+      "fewer devices in config.mesh.data and config.mesh.fsdp."
+    )
 
 
 def _restore_or_begin(

@@ -151,6 +151,22 @@ def test_examples_without_comparison_are_left_out(
   assert len(read_metrics(tmp_path / "run")) == 2
 
 
+def test_empty_rows_are_told(build, tmp_path, capsys):
+  settings = build({"data.rows_per_device": 6, "train.steps": 1})
+  assert run(settings, tmp_path / "few")
+  told = " ".join(capsys.readouterr().out.split())
+  assert "Warning: 2 of the 6 rows of a step hold nothing" in told
+  assert "A config.data.batch_size of 6 fills them" in told
+  (line,) = read_metrics(tmp_path / "few")
+  assert line["waste/idle_rows"] == pytest.approx(2 / 6)
+  assert 0 < line["waste/padding"] < 4 / 6
+  assert line["waste/repeated_prompts"] == 0
+  settings = build({"data.rows_per_device": 6, "data.batch_size": 6})
+  assert run(settings, tmp_path / "enough")
+  assert "hold nothing" not in capsys.readouterr().out
+  assert read_metrics(tmp_path / "enough")[-1]["waste/idle_rows"] == 0
+
+
 @pytest.mark.parametrize(
   ("loss", "kinds", "told"),
   [

@@ -3,6 +3,7 @@
 Pure integer arithmetic on lengths; the arrays are made in `batch.py`.
 """
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 import itertools
@@ -49,6 +50,15 @@ class Shape:
   def covers(self, other: "Shape") -> bool:
     """Whether every batch of shape `other` fits into this one."""
     return self == self.join(other)
+
+
+class Waste(NamedTuple):
+  """Tokens of a step's rows, and those of them that teach nothing."""
+
+  tokens: int  # of all rows
+  padding: int  # in rows that hold something
+  idle_rows: int  # in rows that hold nothing
+  repeated_prompts: int  # of prompts, beyond one copy of each
 
 
 def split_example(
@@ -134,6 +144,27 @@ def pack_fewest(
     if packing is not None:
       return packing
   raise ValueError(f"an example does not fit {rows} rows of {row_length}")
+
+
+def measure_waste(
+  packing: Packing, shape: Shape, prompt_lengths: Sequence[int] | np.ndarray
+) -> Waste:
+  """What a packing wastes of the rows of a shape that covers it."""
+  loads = [sum(p.size for p in row) for micro in packing for row in micro]
+  used = sum(load > 0 for load in loads)
+  copies = collections.Counter(
+    piece.example for micro in packing for row in micro for piece in row
+  )
+  rows = shape.micro_batches * shape.rows
+  return Waste(
+    tokens=rows * shape.tokens,
+    padding=used * shape.tokens - sum(loads),
+    idle_rows=(rows - used) * shape.tokens,
+    repeated_prompts=sum(
+      (count - 1) * int(prompt_lengths[example])
+      for example, count in copies.items()
+    ),
+  )
 
 
 def merge_lengths(lengths: Sequence[int], classes: int) -> tuple[int, ...]:

@@ -17,6 +17,8 @@ from jaxpref.data.packing import (
   Packing,
   Piece,
   Shape,
+  Waste,
+  measure_waste,
   merge_lengths,
   pack,
   pack_fewest,
@@ -72,6 +74,7 @@ class Steps:
     self._check_rows()
     self._order = functools.lru_cache(maxsize=2)(self._permutation)
     self.shape = self._plan(min(self.num_steps, _PLANNED_STEPS))
+    self.packing = functools.lru_cache(maxsize=32)(self._packing)
 
   def __len__(self) -> int:
     return self.num_steps
@@ -87,7 +90,11 @@ class Steps:
     here = slice(step * self.batch_size, (step + 1) * self.batch_size)
     return self._order(epoch)[here]
 
-  def packing(self, step: int) -> tuple[Packing, Shape]:
+  def waste(self, step: int) -> Waste:
+    """What a step computes and does not need."""
+    return measure_waste(*self.packing(step), self.data.prompt_lengths)
+
+  def _packing(self, step: int) -> tuple[Packing, Shape]:
     """What goes where in a step, and the shape of its arrays."""
     packing = self._pack(step, self.shape.micro_batches)
     need = batch.needed_shape(self.data, packing)

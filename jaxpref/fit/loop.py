@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxpref import config
+from jaxpref.data.packing import Waste
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
 from jaxpref.fit.checkpoint import Checkpoints
@@ -25,10 +26,12 @@ class _Window:
   def __init__(self) -> None:
     self.terms: list[Any] = []
     self.pairs = self.tokens = 0  # tokens of responses
+    self.waste: list[Waste] = []
     self.began = time.perf_counter()
 
-  def add(self, terms: Any, batch: Any) -> None:
+  def add(self, terms: Any, batch: Any, waste: Waste) -> None:
     self.terms.append(terms)
+    self.waste.append(waste)
     self.pairs += int(np.sum(batch.comparisons.valid))
     self.tokens += int(np.sum(batch.slot < batch.slots.valid.shape[-1]))
 
@@ -36,10 +39,13 @@ class _Window:
     fetched = jax.device_get(self.terms)
     summed = jax.tree.map(lambda *each: np.sum(each), *fetched)
     seconds = time.perf_counter() - self.began
+    tokens, *wasted = map(sum, zip(*self.waste, strict=True))
+    shares = zip(Waste._fields[1:], wasted, strict=True)
     return {
       **averages(summed),
       "pairs_per_second": self.pairs / seconds,
       "tokens_per_second": self.tokens / seconds,
+      **{f"waste/{name}": count / tokens for name, count in shares},
     }
 
 
@@ -105,7 +111,7 @@ def fit(
       arrays = put(batch)
       state, terms = step(state, frozen, arrays)
       flush()
-      window.add(terms, batch)
+      window.add(terms, batch, steps.waste(number - 1))
       reached = number
       leave = interrupted(number)
       last = leave or number == stop

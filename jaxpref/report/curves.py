@@ -45,6 +45,11 @@ _CHARTS: dict[str, tuple[dict[str, tuple[str, str]], dict[str, Any]]] = {
     "pairs_per_second": ("pairs a second", "green"),
     "tokens_per_second": ("tokens a second", "green"),
   }, {"zero": True}),
+  "Wasted tokens": ({
+    "waste/padding": ("padding", "blue"),
+    "waste/idle_rows": ("empty rows", "orange"),
+    "waste/repeated_prompts": ("repeated prompts", "violet"),
+  }, {"zero": True, "percent": True, "help": "of all tokens computed"}),
 }  # fmt: skip
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from jaxpref.data.packing import (
   Shape,
+  Waste,
+  measure_waste,
   merge_lengths,
   pack,
   pack_fewest,
@@ -229,3 +231,21 @@ def test_shapes_join_by_rank():
     _shape(slots=9, sequences=(12, 12, 4))
   )
   assert joined == _shape(tokens=40, slots=9, sequences=(16, 12, 4))
+
+
+def test_waste_by_hand():
+  """Two rows of 32: a prompt of 5 stands in both, and 4 rows hold nothing."""
+  first = split_example(
+    0, 5, [(0, 10), (1, 10), (2, 4)], row_length=32, share_prompts=True
+  )
+  second = split_example(1, 2, [(3, 4)], row_length=32, share_prompts=True)
+  split = split_example(
+    0, 5, [(0, 10), (1, 10), (2, 4)], row_length=25, share_prompts=True
+  )
+  assert [len(pieces) for pieces in (first, second, split)] == [1, 1, 2]
+  shape = Shape(3, 2, 32, (32,), 32, 8, 8)
+  lengths = [5, 2]
+  whole = measure_waste([[first, second]], shape, lengths)
+  assert whole == Waste(6 * 32, 32 - 29 + 32 - 6, 4 * 32, 0)
+  cut = measure_waste([[split[:1], split[1:] + second]], shape, lengths)
+  assert cut == Waste(6 * 32, 2 * 32 - 29 - 6 - 5, 4 * 32, 5)

@@ -143,6 +143,20 @@ def test_prompts_repeated(data):
   assert len(rows(repeated)) > len(rows(shared))
 
 
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_waste_is_what_the_arrays_say(data, share_prompts):
+  steps = _steps(data, share_prompts=share_prompts, rows=3)
+  for step in range(5):
+    batch, waste = steps[step], steps.waste(step)
+    scored = (batch.slot < steps.shape.slots).sum(axis=-1)
+    assert waste.tokens == batch.tokens.size
+    assert waste.idle_rows == (scored == 0).sum() * batch.tokens.shape[-1]
+    prompts = data.prompt_lengths[steps.examples(step)].sum()
+    useful = prompts + scored.sum()
+    assert sum(waste[1:]) == waste.tokens - useful
+    assert (waste.repeated_prompts > 0) == (not share_prompts)
+
+
 def test_rows_shorter_than_a_sequence(data):
   longest = max(
     len(data.prompt(i)) + data.response_lengths[j]
