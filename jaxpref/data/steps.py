@@ -5,7 +5,7 @@ step and the lengths alone, so the state of the data is one integer, and a
 resumed run goes on with the very next example.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 
@@ -101,9 +101,9 @@ class Steps:
     # A step that the plan did not foresee gets a shape of its own.
     return packing, _few_classes(self.shape.join(need))
 
-  def loader(self, start: int, stop: int) -> Iterator[TextBatch]:
-    """Batches of the steps start ... stop - 1, made ahead by grain."""
-    steps = grain.MapDataset.range(start, stop).map(self.__getitem__)
+  def loader(self, numbers: Sequence[int]) -> Iterator[TextBatch]:
+    """Batches of the steps with these numbers, made ahead by grain."""
+    steps = grain.MapDataset.source(numbers).map(self.__getitem__)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(steps.to_iter_dataset(options))
 

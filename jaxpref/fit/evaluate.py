@@ -29,7 +29,7 @@ def held_out(
   def run(state: TrainState) -> dict[str, float]:
     results = [
       evaluate(state, frozen, put(batch))
-      for batch in steps.loader(0, steps.steps_per_epoch)
+      for batch in steps.loader(range(steps.steps_per_epoch))
     ]
     summed = jax.tree.map(lambda *each: np.sum(each), *jax.device_get(results))
     values = {f"eval/{name}": x for name, x in averages(summed).items()}

@@ -90,7 +90,7 @@ def fit(
   Raises UserError when loss or gradient are no longer finite.
   """
   window, pending = _Window(), 0
-  batches = steps.loader(start, stop)
+  batches = steps.loader(range(start, stop))
 
   def flush(
     more: Callable[[], Mapping[str, float]] = dict[str, float],

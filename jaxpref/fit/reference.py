@@ -3,16 +3,13 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
+import time
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from jaxpref import config
@@ -20,18 +17,22 @@ from jaxpref.data.batch import places
 from jaxpref.data.prepared import Prepared
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
-from jaxpref.files import replacing
 from jaxpref.fit.loss import find_loss, needs_reference
 from jaxpref.fit.objectives import score_text
+from jaxpref.fit.reference_store import ReferenceStore
 from jaxpref.models import huggingface
 from jaxpref.models.build import Definition
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.source import Source, compute_dtype
-from jaxpref.types import Params
+from jaxpref.types import Params, TextBatch
 
 # A model and its copy may differ in these: no log-prob depends on them.
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range")
-_VERSION = 1  # of the values; change it when the same inputs give others
+# Nats a token, on average over a batch. Packed in another way, 1e-8 was seen in
+# float32 and 5e-7 in bfloat16 on CPU; accelerators round more in bfloat16.
+_DRIFT = {"float32": 1e-4, "bfloat16": 0.02}
+_SAVE_SECONDS = 60.0
+_VERSION = 2  # of the values; change it when the same inputs give others
 
 
 def check_mode(settings: config.Config) -> None:
@@ -105,9 +106,10 @@ def reference_logps(
 ) -> np.ndarray:
   """Log-prob of every response token of the data, in its order, in nats.
 
-  The data are walked in the batches of the first epoch, so that the policy's
-  first forward pass is packed and rounded alike. The values are kept in the
-  cache folder under a name made of all that they depend on.
+  Those that the store in the cache folder lacks are computed in the batches of
+  the first epoch, so that the policy's first forward pass is packed and rounded
+  alike. They are written every minute, and a pass that was killed goes on.
+  Those that it has are tried: the first batch of them is computed anew.
 
   Args:
     steps: the step batches.
@@ -117,20 +119,21 @@ def reference_logps(
     dtype: of the model's activations.
     head_block: see `token_logp`.
     put: moves a batch to the devices.
+
+  Raises UserError where the model does not give what the store holds.
   """
-  key = _digest(
+  data = steps.data
+  store = ReferenceStore(
+    config.cache_folder() / "reference",
     version=_VERSION,
     weights=weights,
-    data=steps.data.fingerprint,
     dtype=dtype,
     param_dtype=str(jax.tree.leaves(definition.shapes)[0].dtype),
     backend=jax.default_backend(),
   )
-  path = config.cache_folder() / "reference" / f"{key}.safetensors"
-  found = _read(path, steps.data)
+  values, own = store.find(data)
   # Computing takes all processes, and each may have a disk of its own.
-  if _all(found is not None):
-    return found
+  known = _all(own)
 
   @jax.jit
   def score(params: Params, batch: Any) -> jax.Array:
@@ -139,40 +142,86 @@ def reference_logps(
     )
     return jax.lax.map(lambda part: one(batch=part), batch)
 
-  params = load()
-  values = np.zeros(steps.data.first_token[-1], np.float32)
-  count = steps.steps_per_epoch
+  def computed(step: int, batch: TextBatch) -> dict[int, np.ndarray]:
+    """The values of each response of a step."""
+    logp = _gather(score(load(), put(batch)))
+    return {
+      p.response: logp[p.micro, p.row, p.start : p.start + p.length]
+      for p in places(data, steps.packing(step)[0])
+    }
+
+  complete = [
+    bool(known[_responses(data, steps.examples(step))].all())
+    for step in range(steps.steps_per_epoch)
+  ]
+  if any(complete):
+    step = complete.index(True)
+    anew = computed(step, steps[step])
+    stored = {j: values[_tokens(data, j)] for j in anew}
+    _check_drift(stored, anew, dtype, store.folder)
+  missing = [step for step, there in enumerate(complete) if not there]
   batches = tqdm(
-    steps.loader(0, count), total=count, desc="reference", unit="step"
+    steps.loader(missing),
+    total=len(missing),
+    desc="reference",
+    unit="step",
+    disable=not missing,
   )
-  for step, batch in enumerate(batches):
-    logp = _gather(score(params, put(batch)))
-    for place in places(steps.data, steps.packing(step)[0]):
-      first = steps.data.first_token[place.response]
-      values[first : first + place.length] = logp[place.micro, place.row][
-        place.start : place.start + place.length
-      ]
-  if found is None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-      save_file({"token_logp": values}, partial)
+  saved, unsaved = time.monotonic(), list[int]()
+  for step, batch in zip(missing, batches, strict=True):
+    for number, logp in computed(step, batch).items():
+      if not known[number]:
+        values[_tokens(data, number)] = logp
+      if not own[number]:
+        unsaved.append(number)
+    last = step == missing[-1]
+    if unsaved and (last or time.monotonic() - saved > _SAVE_SECONDS):
+      store.add(data, np.array(unsaved), values)
+      saved, unsaved = time.monotonic(), list[int]()
   return values
 
 
-def _read(path: pathlib.Path, data: Prepared) -> Any:
-  """The values in the cache; None where there are none that can be read."""
-  try:
-    values = load_file(path)["token_logp"]
-  except (OSError, KeyError, SafetensorError):
-    return None
-  return values if len(values) == data.first_token[-1] else None
+def _responses(data: Prepared, examples: np.ndarray) -> np.ndarray:
+  """The numbers of all responses of these examples."""
+  spans = zip(
+    data.first_response[examples],
+    data.first_response[examples + 1],
+    strict=True,
+  )
+  return np.concatenate([np.arange(*span) for span in spans])
 
 
-def _all(here: bool) -> bool:
-  """Whether it holds in every process."""
+def _tokens(data: Prepared, response: int) -> slice:
+  """Where a response's tokens stand among all response tokens."""
+  first = data.first_token[response]
+  return slice(first, first + data.response_lengths[response])
+
+
+def _check_drift(
+  stored: Mapping[int, np.ndarray],
+  computed: Mapping[int, np.ndarray],
+  dtype: str,
+  folder: pathlib.Path,
+) -> None:
+  differences = [stored[j] - computed[j] for j in computed]
+  apart = np.mean(np.abs(np.concatenate(differences)))
+  if jax.process_count() > 1:  # each may have found others; all stop, or none
+    apart = np.max(multihost_utils.process_allgather(apart))
+  if not apart <= _DRIFT[dtype]:
+    raise UserError(
+      f"The reference log-probs in {folder} are {apart:.2g} nats a token off "
+      f"what the reference gives now ({_DRIFT[dtype]:g} is the most that "
+      "rounding explains): they were written by another version or machine, "
+      "or damaged. Delete that folder to have them computed anew, or set "
+      "config.reference.mode=live."
+    )
+
+
+def _all(here: np.ndarray) -> np.ndarray:
+  """Which entries hold in every process."""
   if jax.process_count() == 1:
     return here
-  return bool(np.all(multihost_utils.process_allgather(np.asarray(here))))
+  return np.all(multihost_utils.process_allgather(here), axis=0)
 
 
 def _check_same_shape(source: Source, other: LlamaConfig) -> None:
@@ -184,11 +233,6 @@ def _check_same_shape(source: Source, other: LlamaConfig) -> None:
       f"config.reference.path {source.path} holds a model of another shape "
       "than the policy's. Give a folder with the same config.json."
     )
-
-
-def _digest(**parts: Any) -> str:
-  text = json.dumps(parts, sort_keys=True).encode()
-  return hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def _gather(x: jax.Array) -> np.ndarray:

@@ -151,7 +151,7 @@ def _train(
     step = make_step(counted_objective, tx, schedule, shardings)
     state = init_state({"policy": load()}, tx, 0, shardings)
     batches, consumed, metrics = [], [], []
-    for batch in steps.loader(0, NUM_STEPS):
+    for batch in steps.loader(range(NUM_STEPS)):
       batches.append(put(batch))
       consumed.append(state)
       state, terms = step(state, frozen, batches[-1])

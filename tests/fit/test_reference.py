@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from jaxpref import config, sharding
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
+from jaxpref.fit import reference
 from jaxpref.fit.objectives import score_text
 from jaxpref.fit.put import put_batch
 from jaxpref.fit.reference import check_mode, reference_logps, with_mode
@@ -28,12 +29,18 @@ def _steps(data):
   return Steps(data, batch_size=5, rows=2, row_length=64)
 
 
-def _no_weights():
-  raise AssertionError("the weights should not be needed")
+class _Counting:
+  """Moves batches to the devices and counts them."""
 
+  def __init__(self, most=1000):
+    self.count, self.most = 0, most
+    self._put = functools.partial(put_batch, sharding.make_mesh(1, 1, 1))
 
-def _no_batches(batch):
-  raise AssertionError("no batch should be scored")
+  def __call__(self, batch):
+    if self.count == self.most:
+      raise KeyboardInterrupt
+    self.count += 1
+    return self._put(batch)
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def cached(definition, data):
       "weights": "weights 1",
       "dtype": "float32",
       "head_block": 16,
-      "put": functools.partial(put_batch, sharding.make_mesh(1, 1, 1)),
+      "put": _Counting(),
     }
     return reference_logps(**{**settings, **given})
 
@@ -76,28 +83,26 @@ def test_values_are_those_of_the_live_model(cache, cached, definition, data):
   assert np.ptp(values) > 1
 
 
-def test_a_second_call_reads_the_file(cache, cached):
+def test_a_second_call_computes_one_batch_to_compare(cache, cached):
   first = cached()
-  (file,) = cache.iterdir()
-  again = cached(load=_no_weights, put=_no_batches)
+  files = list(cache.rglob("*.*"))
+  again = cached(put=(put := _Counting()))
   np.testing.assert_array_equal(again, first)
-  np.testing.assert_array_equal(load_file(file)["token_logp"], first)
-  assert list(cache.iterdir()) == [file]  # and leaves nothing else
+  assert put.count == 1
+  assert list(cache.rglob("*.*")) == files
+  kinds = [file.suffix for file in files]
+  assert sorted(kinds) == [".json", ".safetensors"]
 
 
-@pytest.mark.parametrize(
-  "change", ["weights", "dtype", "data", "order", "param_dtype"]
-)
+@pytest.mark.parametrize("change", ["weights", "dtype", "param_dtype"])
 def test_the_address_says_what_the_values_depend_on(
-  cache, cached, data, definition, change
+  cache, cached, definition, change
 ):
   cached()
   other = define(definition.config, dtype="float32", param_dtype="bfloat16")
   given = {
     "weights": {"weights": "weights 2"},
     "dtype": {"dtype": "bfloat16"},
-    "data": {"steps": _steps(data.select(range(5)))},
-    "order": {"steps": _steps(data.select(range(len(data))[::-1]))},
     "param_dtype": {
       "definition": other,
       "load": lambda: init_params(other, jax.random.key(0)),
@@ -107,41 +112,82 @@ def test_the_address_says_what_the_values_depend_on(
   assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_other_data_use_what_they_share(cache, cached, data, order):
+  """Seven of its examples are there; a step of five has not all of them."""
+  cached(steps=_steps(data.select(range(7))))
+  chosen = range(len(data))[::order]
+  other = data.select(chosen)
+  values = cached(steps=_steps(other), put=(put := _Counting()))
+  steps = _steps(other).steps_per_epoch
+  kept = 1  # whole steps among the seven; and that one is compared
+  assert put.count == 1 + steps - kept
+  assert len(list(cache.rglob("*.safetensors"))) == 2
+  # Measured: 2e-6.
+  alone = _in_order(cached(weights="weights 2"), data, chosen)
+  np.testing.assert_allclose(values, alone, atol=2e-5)
+  np.testing.assert_array_equal(cached(steps=_steps(other)), values)
+
+
+def _in_order(values, data, examples):
+  """The values of all tokens, of these examples."""
+  first = data.first_token[data.first_response]
+  return np.concatenate([values[first[i] : first[i + 1]] for i in examples])
+
+
 def test_values_do_not_depend_on_the_batches(cache, cached, data):
-  """Another batch size finds the same file, in the data's own order."""
+  """Another batch size finds the same, in the data's own order."""
   first = cached()
   other = Steps(data, batch_size=3, rows=4, row_length=70, shuffle=True)
-  again = cached(steps=other, load=_no_weights)
+  again = cached(steps=other, put=(put := _Counting()))
   np.testing.assert_array_equal(again, first)
-  (file,) = cache.iterdir()
-  file.unlink()
+  assert put.count == 1
   # Measured: 2e-6.
-  np.testing.assert_allclose(cached(steps=other), first, atol=2e-5)
+  anew = cached(steps=other, weights="weights 2")
+  np.testing.assert_allclose(anew, first, atol=2e-5)
 
 
-@pytest.mark.parametrize("damage", ["cut off", "of other data", "no name"])
+def test_a_pass_that_was_killed_goes_on(cache, cached, data, monkeypatch):
+  monkeypatch.setattr(reference, "_SAVE_SECONDS", 0.0)
+  whole = cached(weights="weights 2")
+  count = _steps(data).steps_per_epoch
+  with pytest.raises(KeyboardInterrupt):
+    cached(put=_Counting(count - 1))
+  values = cached(put=(put := _Counting()))
+  assert put.count == 2  # the one that is compared, and the one that is missing
+  np.testing.assert_array_equal(values, whole)
+
+
+def test_other_values_are_refused(cache, cached, definition):
+  cached()
+  # Measured: 0.9 nats a token; of the model itself at most 1e-6.
+  other = init_params(definition, jax.random.key(1))
+  with pytest.raises(UserError, match="nats a token off what the reference"):
+    cached(load=lambda: other)
+  cached()
+  (file,) = cache.rglob("*.safetensors")
+  arrays = load_file(file)
+  save_file(arrays | {"token_logp": arrays["token_logp"] + 2e-4}, file)
+  with pytest.raises(
+    UserError, match=r"are 0\.0002 nats .* Delete that folder"
+  ):
+    cached()
+
+
+@pytest.mark.parametrize("damage", ["cut off", "too short", "no name"])
 def test_a_damaged_file_is_written_anew(cache, cached, damage):
   first = cached()
-  (file,) = cache.iterdir()
+  (file,) = cache.rglob("*.safetensors")
+  arrays = load_file(file)
   if damage == "cut off":
     file.write_bytes(file.read_bytes()[:-5])
-  if damage == "of other data":
-    save_file({"token_logp": first[:-1]}, file)
+  if damage == "too short":
+    save_file(arrays | {"key": arrays["key"][:-1]}, file)
   if damage == "no name":
     save_file({"other": first}, file)
   np.testing.assert_array_equal(cached(), first)
-  np.testing.assert_array_equal(load_file(file)["token_logp"], first)
-
-
-def test_a_torn_temporary_file_is_no_cache(cache, cached):
-  cache.mkdir(parents=True)
-  torn = cache / "tmpabc.tmp"
-  torn.write_bytes(b"\x10\0\0\0\0\0\0\0{")
-  values = cached()
-  assert np.isfinite(values).all()
-  torn.unlink()
-  (file,) = cache.iterdir()
-  assert file.suffix == ".safetensors"
+  assert len(list(cache.rglob("*.safetensors"))) == 1
+  np.testing.assert_array_equal(load_file(file)["key"], arrays["key"])
 
 
 def _settings(loss, mode):
