@@ -14,7 +14,7 @@ import textwrap
 
 import jax
 
-from jaxpref import config
+from jaxpref import config, hosts
 from jaxpref.errors import UserError
 
 
@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, overrides = _parse(sys.argv[1:] if argv is None else argv)
     if flags.debug:
       jax.config.update("jax_debug_nans", True)
-    _join_processes()
+    processes = hosts.find(os.environ)
+    if processes is not None:
+      hosts.join(processes)
     settings, module = config.load(flags.config, overrides)
     from jaxpref.run import run  # seconds: a mistake above needs none of it
 
@@ -78,30 +80,6 @@ def _paragraph(text: str) -> str:
   )
 
 
-def _join_processes() -> None:
-  """Joins the other processes of a cluster, where there is one.
-
-  JAX_COORDINATOR_ADDRESS says that there is. JAX finds the number of processes
-  and this one's by itself on Slurm and others; else JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID give them.
-  """
-  if "JAX_COORDINATOR_ADDRESS" not in os.environ:
-    return
-  count = os.environ.get("JAX_NUM_PROCESSES")
-  number = os.environ.get("JAX_PROCESS_ID")
-  try:
-    jax.distributed.initialize(
-      num_processes=int(count) if count else None,
-      process_id=int(number) if number else None,
-    )
-  except ValueError as error:
-    raise UserError(
-      f"JAX_COORDINATOR_ADDRESS is set, and the processes cannot join: {error} "
-      "Set JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0 in each of them, or "
-      "unset JAX_COORDINATOR_ADDRESS to run one process."
-    ) from error
-
-
 def _leave_on_sigterm() -> None:
   """Until training begins, and after it, there is nothing to save.
 
@@ -114,7 +92,11 @@ def _leave_on_sigterm() -> None:
     os.write(2, b"\nStopped by SIGTERM; a rerun goes on from here.\n")
     sys.exit(0)
 
-  if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+  try:
+    alone = hosts.find(os.environ) is None
+  except UserError:
+    return  # which `main` tells
+  if alone:
     signal.signal(signal.SIGTERM, leave)
 
 

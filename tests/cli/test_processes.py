@@ -1,6 +1,9 @@
 """Two processes on one machine, as two hosts of a cluster would run."""
 
 import pathlib
+import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,47 +12,51 @@ import time
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(tiny):
   return {
     **tiny,
     "mesh.fsdp": 2,
     "train.steps": 30,
-    "train.checkpoint_every": 20,
+    "train.checkpoint_every": 5,
     "sample.num_prompts": 2,
     "sample.max_new_tokens": 4,
   }
 
 
-@pytest.fixture
-def launch_one(launch, tmp_path):
+@pytest.fixture(scope="module")
+def launch_one(launch, tmp_path_factory):
   """One process that has two devices."""
   # No references of other tests: those were rounded on another mesh.
-  cache = {"JAXPREF_CACHE": str(tmp_path / "cache-0")}
+  cache = {"JAXPREF_CACHE": str(tmp_path_factory.mktemp("cache"))}
 
-  def run(workdir, settings) -> None:
-    launch(workdir, settings, devices=2, environment=cache)
+  def run(workdir, settings):
+    return launch(workdir, settings, devices=2, environment=cache)
 
   return run
 
 
+@pytest.fixture(scope="module")
+def one(launch_one, settings, tmp_path_factory):
+  """The run folder of one process that nobody disturbed."""
+  workdir = tmp_path_factory.mktemp("one") / "run"
+  launch_one(workdir, settings)
+  return workdir
+
+
 @pytest.fixture
 def start_two(launch, tmp_path):
-  """start_two(workdir, settings) -> the two processes."""
+  """start_two(workdir, settings, told_by) -> the two processes."""
   started = []
 
-  def start(workdir, settings) -> list[subprocess.Popen[str]]:
-    with socket.socket() as free:
-      free.bind(("127.0.0.1", 0))
-      port = free.getsockname()[1]
+  def start(workdir, settings, told_by=None) -> list[subprocess.Popen[str]]:
+    variables = (told_by or _plain)()
     new = [
       launch.start(
         workdir,
         settings,
         environment={
-          "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-          "JAX_NUM_PROCESSES": "2",
-          "JAX_PROCESS_ID": str(number),
+          **variables(number),
           # Hosts need not share their caches: the second begins without.
           "JAXPREF_CACHE": str(tmp_path / f"cache-{number}"),
         },
@@ -67,22 +74,50 @@ def start_two(launch, tmp_path):
 
 
 def test_same_as_one_process(
-  launch_one, start_two, settings, tmp_path, assert_same_run
+  one, start_two, settings, tmp_path, assert_same_run
 ):
-  launch_one(tmp_path / "one", settings)
   first, second = _finish(start_two(tmp_path / "two", settings))
   assert "Report:" in first
   assert "Report:" not in second  # said once, not once a process
-  assert_same_run(tmp_path / "one", tmp_path / "two")
+  assert_same_run(one, tmp_path / "two")
+
+
+def test_one_of_two_is_killed(
+  one, launch_one, start_two, settings, metrics, tmp_path, assert_same_run
+):
+  """As tasks of Slurm; then again as two, and as one."""
+  workdir = tmp_path / "two"
+  processes = start_two(workdir, settings, _slurm)
+  _wait_for_line(workdir, 17, processes)
+  processes[1].kill()
+  processes[1].communicate()
+  assert processes[0].poll() is None  # no step without the other
+  processes[0].kill()  # `srun --kill-on-bad-exit`
+  processes[0].communicate()
+  reached = metrics(workdir)[-1]["step"]
+  assert 15 <= reached < settings["train.steps"]
+  shutil.copytree(workdir, tmp_path / "by one")
+
+  first, second = _finish(start_two(workdir, settings, _slurm))
+  again = launch_one(tmp_path / "by one", settings).stdout
+  saved = re.search(r"Resuming after step (\d+)\.", first)
+  # A save waits for the one before, which is then complete.
+  assert int(saved[1]) in (10, 15, 20)
+  assert saved[0] in again
+  assert "Report:" not in second
+  for folder in (workdir, tmp_path / "by one"):
+    steps = [line["step"] for line in metrics(folder)]
+    assert steps == list(range(settings["train.steps"] + 1))
+    # The very next example, for each step's loss is that of its examples.
+    assert_same_run(one, folder)
 
 
 @pytest.mark.certify
 @pytest.mark.parametrize("told", [0, 1])
 def test_sigterm_to_one_stops_both(
-  launch_one, start_two, settings, tmp_path, assert_same_run, told
+  one, start_two, settings, tmp_path, assert_same_run, told
 ):
   settings = {**settings, "train.checkpoint_every": 0}
-  launch_one(tmp_path / "one", settings)
   workdir = tmp_path / "stopped"
   processes = start_two(workdir, settings)
   _wait_for_line(workdir, 3, processes)
@@ -93,7 +128,7 @@ def test_sigterm_to_one_stops_both(
 
   first, _ = _finish(start_two(workdir, settings))
   assert f"Resuming after step {saved}." in first
-  assert_same_run(tmp_path / "one", workdir)
+  assert_same_run(one, workdir)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +136,10 @@ def test_sigterm_to_one_stops_both(
   [
     ({}, "Number of processes"),
     ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "'two'"),
-    ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "process_id=2"),
+    ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "Process 2 of 2"),
+    ({"JAX_COORDINATOR_ADDRESS": "node"}, "HOST:PORT"),
   ],
-  ids=["nothing", "no number", "too large"],
+  ids=["nothing", "no number", "too large", "no port"],
 )
 def test_processes_that_cannot_join(launch, settings, tmp_path, given, named):
   done = launch(
@@ -116,6 +152,43 @@ def test_processes_that_cannot_join(launch, settings, tmp_path, given, named):
   told = " ".join(done.stderr.split())
   assert named in told
   assert "JAX_NUM_PROCESSES" in told
+
+
+def _plain():
+  """number -> what a user sets by hand."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  return lambda number: {
+    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_PROCESS_ID": str(number),
+  }
+
+
+def _slurm():
+  """number -> what `srun --ntasks=2` sets; JAX makes a port of the job's id."""
+  first, count = 65536 - 4096, 4096
+  start = random.SystemRandom().randrange(count)
+  job = next(job for job in range(start, start + count) if _is_free(first, job))
+  return lambda number: {
+    "SLURM_JOB_ID": str(job),
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": str(number),
+    "SLURM_LOCALID": str(number),
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "1",
+  }
+
+
+def _is_free(first: int, job: int) -> bool:
+  with socket.socket() as free:
+    try:
+      free.bind(("127.0.0.1", first + job % 4096))
+    except OSError:
+      return False
+  return True
 
 
 def _finish(processes: list[subprocess.Popen[str]]) -> list[str]:
