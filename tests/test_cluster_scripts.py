@@ -5,9 +5,9 @@ import pathlib
 import signal
 import subprocess
 import time
+import tomllib
 
 import pytest
-from setuptools import find_packages
 import yaml
 
 import jaxpref.launch
@@ -89,10 +89,9 @@ def test_bash_can_parse(path):
 def test_the_folder_is_no_package():
   assert jaxpref.launch.__file__ == str(ROOT / "jaxpref" / "launch.py")
   assert not list(ROOT.glob("launch/**/*.py"))
-  assert {
-    name.split(".")[0]
-    for name in find_packages(ROOT, include=["jaxpref", "jaxpref.*"])
-  } == {"jaxpref"}
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+  found = project["tool"]["setuptools"]["packages"]["find"]
+  assert found == {"include": ["jaxpref", "jaxpref.*"]}
 
 
 def test_slurm_saves_and_requeues_before_its_time_is_up(start, tmp_path):
