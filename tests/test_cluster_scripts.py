@@ -143,7 +143,11 @@ def test_jobset():
   assert job["completions"] == job["parallelism"]
   assert f"--config.mesh.fsdp={int(x) * int(y)}" in container["args"]
   assert job["backoffLimit"] == 0  # the JobSet restarts all, or none
-  assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+  policy = jobset["spec"]["failurePolicy"]
+  assert policy["maxRestarts"] > 0
+  (rule,) = job["podFailurePolicy"]["rules"]
+  assert rule["onExitCodes"]["values"] == [2]
+  assert rule["onExitCodes"]["containerName"] == container["name"]
   assert (ROOT / container["command"][1]).is_file()
   mounts = [each["mountPath"] for each in container["volumeMounts"]]
   assert any(f"--workdir={mount}/" in container["args"][1] for mount in mounts)
