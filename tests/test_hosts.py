@@ -137,6 +137,10 @@ def test_jax_reads_the_same_from_slurm(monkeypatch):
 
   detect = jax._src.clusters.ClusterEnv
   monkeypatch.setattr(detect, "auto_detect_unset_distributed_params", stop)
+  # Tests before this one may have used JAX, after which nothing can join.
+  uninitialized = lambda: False
+  bridge = jax._src.xla_bridge
+  monkeypatch.setattr(bridge, "backends_are_initialized", uninitialized)
   with pytest.raises(UserError, match=r"Slurm says .* no further .*README"):
     hosts.join(hosts.find(SLURM))
   assert given == {"count": 2, "number": 1, "devices": []}

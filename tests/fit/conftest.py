@@ -143,9 +143,10 @@ def _train(
 
   with jax.set_mesh(mesh):
     if reference == "cached":
+      # A store of its own: what rows of other shapes left differs by rounding.
       steps.ref_token_logp = reference_logps(
-        steps, definition, load, weights="made up", dtype="float32",
-        head_block=16, put=put,
+        steps, definition, load, weights=f"{dict(mesh.shape)} {steps.shape}",
+        dtype="float32", head_block=16, put=put,
       )  # fmt: skip
     frozen = {"reference": load()} if reference == "live" else {}
     step = make_step(counted_objective, tx, schedule, shardings)
