@@ -31,20 +31,33 @@ def _section(cls: type) -> Any:
 
 
 @_section
+class Lora:
+  """Low-rank adapters, which train while the model's weights stay."""
+
+  rank: int = 0  # 0 = off: all weights train
+  alpha: float = 16.0  # the adapter's output is scaled by alpha / rank
+  rs: bool = False  # by alpha / sqrt(rank) instead
+  targets: str = ".*_proj"  # a regular expression of layers' names
+  dropout: float = 0.0  # of the adapter's inputs, in training
+  path: str = ""  # a PEFT adapter to start from; it says all but dropout
+
+
+@_section
 class Model:
   family: str = "llama"
   path: str = ""  # a Hugging Face folder; '' = random weights from `arch`
   tokenizer: str = ""  # a folder with a tokenizer; '' = that of `path`
   arch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   dtype: str = "auto"  # of compute: bfloat16 on accelerators, float32 on CPU
-  param_dtype: str = "float32"  # bfloat16 would lose updates below 0.4 %
+  param_dtype: str = "float32"  # bfloat16 is for weights below an adapter
   remat: str = "nothing_saveable"  # a jax.checkpoint policy; '' = keep all
   head_block: int = 512  # response tokens of a row scored at a time
+  lora: Lora = Lora()
 
 
 @_section
 class Reference:
-  mode: str = "auto"  # auto | live | cached | none
+  mode: str = "auto"  # auto | live | cached | base | none
   path: str = ""  # a Hugging Face folder; '' = the policy before training
 
 
@@ -138,15 +151,15 @@ class Config:
 CHOICES: dict[str, tuple[str, ...]] = {
   "model.family": ("llama",),
   "model.dtype": ("auto", "float32", "bfloat16"),
-  "model.param_dtype": ("float32",),
-  "reference.mode": ("auto", "live", "cached", "none"),
+  "model.param_dtype": ("float32", "bfloat16"),
+  "reference.mode": ("auto", "live", "cached", "base", "none"),
   "data.truncate": ("drop", "keep_start", "keep_end"),
   "optimizer.name": ("adamw",),
   "optimizer.schedule": ("constant", "linear", "cosine"),
 }
 PATHS = (
-  "model.path", "model.tokenizer", "reference.path", "data.path",
-  "data.eval_path", "sample.prompts",
+  "model.path", "model.tokenizer", "model.lora.path", "reference.path",
+  "data.path", "data.eval_path", "sample.prompts",
 )  # fmt: skip
 POSITIVE = (
   "model.head_block", "data.max_length", "data.row_length",
@@ -195,11 +208,9 @@ def with_absolute_paths(config: Config) -> Config:
   run rightly.
   """
   for key in PATHS:
-    section, name = key.split(".")
     if value := _get(config, key):
       path = os.path.abspath(os.path.expanduser(value))
-      part = dataclasses.replace(getattr(config, section), **{name: path})
-      config = dataclasses.replace(config, **{section: part})
+      config = _replace(config, key, path)
   return config
 
 
@@ -362,6 +373,7 @@ def _check_values(config: Config) -> None:
       f"config.sample.top_p is {config.sample.top_p}; it must be above 0 and "
       "at most 1, which keeps all tokens."
     )
+  _check_lora(config.model.lora)
   for stage in config.stages:
     if stage not in ("prepare", "fit"):
       raise UserError(
@@ -369,6 +381,37 @@ def _check_values(config: Config) -> None:
       )
 
 
-def _get(config: Config, key: str) -> Any:
-  section, name = key.split(".")
-  return getattr(getattr(config, section), name)
+def _check_lora(lora: Lora) -> None:
+  if lora.rank < 0:
+    raise UserError(
+      f"config.model.lora.rank is {lora.rank}; it must not be negative, and 0 "
+      "trains all weights instead of an adapter."
+    )
+  if not lora.alpha > 0:
+    raise UserError(
+      f"config.model.lora.alpha is {lora.alpha}; it must be above 0, or the "
+      "adapter would change nothing."
+    )
+  if not 0 <= lora.dropout < 1:
+    raise UserError(
+      f"config.model.lora.dropout is {lora.dropout}; it must be at least 0 and "
+      "below 1."
+    )
+  if not (lora.rank or lora.path) and lora != Lora():
+    raise UserError(
+      "config.model.lora is given without a rank, and without one all weights "
+      "would train. Set config.model.lora.rank, for example to 16."
+    )
+
+
+def _get(config: Any, key: str) -> Any:
+  for name in key.split("."):
+    config = getattr(config, name)
+  return config
+
+
+def _replace(config: Any, key: str, value: Any) -> Any:
+  name, _, rest = key.partition(".")
+  if rest:
+    value = _replace(getattr(config, name), rest, value)
+  return dataclasses.replace(config, **{name: value})

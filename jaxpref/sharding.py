@@ -22,6 +22,7 @@ RULES: dict[str, Any] = {
   "vocab": "tensor",
   "vocab_embed": None,  # apart from "embed": a lookup reshards badly
   "norm": None,
+  "rank": None,  # of an adapter: too small to be worth cutting
 }
 
 

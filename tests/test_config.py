@@ -12,12 +12,24 @@ import jaxpref
 from jaxpref import config, sharding
 from jaxpref.errors import UserError
 
-FIELDS = [
-  (section.name, field.name)
-  for section in dataclasses.fields(config.Config)
-  if dataclasses.is_dataclass(section.default)
-  for field in dataclasses.fields(section.default)
-]
+
+def _keys(section, prefix=""):
+  """'data.seed' and so on of all settings, however deep."""
+  for field in dataclasses.fields(section):
+    value = getattr(section, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from _keys(value, f"{prefix}{field.name}.")
+    elif prefix:
+      yield prefix + field.name
+
+
+FIELDS = list(_keys(config.Config()))
+
+
+def _get(value, key):
+  for name in key.split("."):
+    value = value[name] if isinstance(value, dict) else getattr(value, name)
+  return value
 
 
 def test_defaults_alone():
@@ -69,6 +81,18 @@ def test_configs_cannot_be_changed():
     ),
     ({"optimizer": {"b2": 1}}, r"optimizer\.b2 is 1\.0; it must be below 1"),
     ({"sample": {"top_p": 0}}, r"top_p is 0\.0; it must be above 0"),
+    ({"model": {"lora": 8}}, r"config\.model\.lora is 8; it is a section"),
+    ({"model": {"lora": {"r": 8}}}, r"key config\.model\.lora\.r\. Did .*'rs'"),
+    ({"model": {"lora": {"rank": -1}}}, r"lora\.rank is -1; .* negative"),
+    (
+      {"model": {"lora": {"rank": 4, "alpha": 0}}},
+      r"alpha is 0\.0; .* above 0",
+    ),
+    ({"model": {"lora": {"rank": 4, "dropout": 1}}}, r"is 1\.0; .* below 1"),
+    (
+      {"model": {"lora": {"targets": "q_proj", "rank": 0}}},
+      r"lora is given without a rank.* Set config\.model\.lora\.rank",
+    ),
     (
       {"data": {"truncate": "cut"}},
       r"'cut'; choose one of drop, keep_start, keep_end",
@@ -86,7 +110,7 @@ def test_choices_hold_their_defaults(key):
   choices = config.CHOICES[key]
   for choice in choices:
     built = config.build({section: {name: choice}})
-    assert getattr(getattr(built, section), name) == choice
+    assert _get(built, key) == choice
 
 
 def test_casts():
@@ -125,13 +149,13 @@ def test_round_trip():
   assert config.build(plain) == built
 
 
-@pytest.mark.parametrize(("section", "name"), FIELDS)
-def test_every_field_can_be_set(section, name):
+@pytest.mark.parametrize("key", FIELDS)
+def test_every_field_can_be_set(key):
   """By a value other than its default, which to_dict then tells."""
-  if section == "loss":
+  if key.startswith("loss."):
     return  # above
-  default = getattr(getattr(config.Config(), section), name)
-  known = config.CHOICES.get(f"{section}.{name}")
+  default = _get(config.Config(), key)
+  known = config.CHOICES.get(key)
   if known:
     value = known[-1]
   elif isinstance(default, bool):
@@ -142,10 +166,18 @@ def test_every_field_can_be_set(section, name):
     value = default / 2 if isinstance(default, float) else abs(default) + 1
   else:
     value = {"hidden_size": 8}
-  built = config.build({section: {name: value}})
-  assert config.to_dict(built)[section][name] == value
+  adapted = {"model": {"lora": {"rank": 4}}}
+  of_adapter = key.startswith("model.lora.")  # which is off without a rank
+  given = config.build(adapted if of_adapter else {})
+  tree = value
+  for name in reversed(key.split(".")):
+    tree = {name: tree}
+  if of_adapter:
+    tree["model"]["lora"].setdefault("rank", 4)
+  built = config.build(tree)
+  assert _get(config.to_dict(built), key) == value
   if known is None or len(known) > 1:
-    assert (built == config.Config()) == (value == default)
+    assert (built == given) == (value == default)
 
 
 def _names_read():
@@ -168,16 +200,14 @@ def test_every_field_is_read():
   # A choice of one: there is nothing to tell apart yet.
   only = {key for key, known in config.CHOICES.items() if len(known) == 1}
   unread = [
-    f"{section}.{name}"
-    for section, name in FIELDS
-    if name not in read and f"{section}.{name}" not in only
+    key for key in FIELDS if key.split(".")[-1] not in read and key not in only
   ]
   assert unread == []
 
 
 def test_keys_of_tables_exist():
-  known = {f"{section}.{name}" for section, name in FIELDS}
-  assert {*config.CHOICES, *config.POSITIVE, *config.PATHS} <= known
+  tables = {*config.CHOICES, *config.POSITIVE, *config.PATHS}
+  assert tables <= set(FIELDS)
 
 
 FILE = """
@@ -208,6 +238,8 @@ def test_load_lays_file_and_overrides_over_the_defaults(file):
       "optimizer.learning_rate": "1e-3",
       "optimizer.grad_clip": "0",
       "model.arch": "{'hidden_size': 64}",
+      "model.lora.rank": "8",
+      "model.lora.targets": "q_proj|v_proj",
       "loss.label_smoothing": "0.1",
       "stages": "('prepare', 'fit')",
     },
@@ -217,6 +249,7 @@ def test_load_lays_file_and_overrides_over_the_defaults(file):
   )
   assert built.optimizer == config.Optimizer(learning_rate=1e-3, grad_clip=0.0)
   assert built.model.arch == {"hidden_size": 64}
+  assert built.model.lora == config.Lora(rank=8, targets="q_proj|v_proj")
   assert built.loss.options == {"beta": 0.1, "label_smoothing": 0.1}
   assert built.stages == ("prepare", "fit")
   assert isinstance(module.get_config(), ml_collections.ConfigDict)
@@ -277,10 +310,12 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_absolute_paths(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv("HOME", str(tmp_path / "someone"))
-  tree = {"data": {"path": "a/../b"}, "model": {"path": "~/model"}}
+  model = {"path": "~/model", "lora": {"path": "adapter"}}
+  tree = {"data": {"path": "a/../b"}, "model": model}
   built = config.with_absolute_paths(config.build(tree))
   assert built.data.path == str(tmp_path / "b")
   assert built.model.path == str(tmp_path / "someone" / "model")
+  assert built.model.lora.path == str(tmp_path / "adapter")
   assert built.data.eval_path == ""  # off stays off
   assert config.with_absolute_paths(built) == built
 

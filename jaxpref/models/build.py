@@ -1,15 +1,18 @@
 """From a config to parameters: shapes first, arrays straight into shards."""
 
+import functools
 from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
 from jaxtyping import DTypeLike
 
-from jaxpref.config import nearest
+from jaxpref.config import Lora, nearest
 from jaxpref.errors import UserError
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.llama.model import Llama
+from jaxpref.models.llama.weights import weights
+from jaxpref.models.lora import add_adapters, find_targets, give_dropout_keys
 from jaxpref.types import Params
 
 _POLICIES = (
@@ -21,12 +24,18 @@ _POLICIES = (
 
 
 class Definition(NamedTuple):
-  """A model without its arrays; hashable parts are `config`, `graphdef`."""
+  """A model without its arrays; hashable parts are `config`, `graphdef`.
+
+  With an adapter, `shapes` and `axes` are those of its factors, which train,
+  and `base` is the model that they are laid over.
+  """
 
   config: LlamaConfig
   graphdef: Any
   shapes: dict[str, Any]  # a ShapeDtypeStruct at each leaf
   axes: dict[str, Any]  # a tuple of logical axes at each leaf
+  lora: Lora = Lora()
+  base: "Definition | None" = None
 
 
 def define(
@@ -35,58 +44,103 @@ def define(
   dtype: DTypeLike,
   param_dtype: DTypeLike = "float32",
   remat: str = "nothing_saveable",
+  lora: Lora = Lora(),  # noqa: B008
 ) -> Definition:
   """The model's structure; nothing is allocated.
 
   Args:
     config: sizes of the model.
     dtype: of activations.
-    param_dtype: of parameters.
+    param_dtype: of parameters; an adapter's are float32.
     remat: name of a jax.checkpoint policy, '' to keep all activations.
+    lora: the adapter; none where the rank is 0.
+
+  Raises UserError for a policy that there is not, and for an adapter whose
+  targets the model does not have.
   """
   if remat and remat not in _POLICIES:
     raise UserError(
       f"config.model.remat is {remat!r}. {nearest(remat, _POLICIES)} '' keeps "
       "all activations."
     )
-
-  def make() -> Llama:
-    rngs = nnx.Rngs(params=0)
-    return Llama(
-      config, rngs=rngs, dtype=dtype, param_dtype=param_dtype, remat=remat
-    )
-
-  graphdef, state = nnx.split(nnx.eval_shape(make))
-  axes = jax.tree.map(
-    lambda leaf: leaf.get_metadata()["axes"],
-    state,
-    is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+  make = functools.partial(
+    Llama, config, dtype=dtype, param_dtype=param_dtype, remat=remat
   )
-  shapes = nnx.to_pure_dict(state)
-  return Definition(config, graphdef, shapes, nnx.to_pure_dict(axes))
+  model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0)))
+  base = Definition(config, *_parts(model, nnx.Param))
+  if not lora.rank:
+    return base
+  targets = lora_targets(config, lora)
+
+  def make_adapted() -> Llama:
+    rngs = nnx.Rngs(params=0)
+    adapted = make(rngs=rngs)
+    add_adapters(adapted, targets, lora, rngs)
+    return adapted
+
+  model = nnx.eval_shape(make_adapted)
+  return Definition(config, *_parts(model, nnx.LoRAParam), lora, base)
 
 
-def bind(definition: Definition, params: Params) -> Llama:
-  """The model holding these parameters (arrays or tracers)."""
-  return nnx.merge(definition.graphdef, params)
+def bind(
+  definition: Definition, params: Params, dropout_key: Any = None
+) -> Llama:
+  """The model holding these parameters (arrays or tracers).
+
+  Args:
+    definition: the model.
+    params: all parameters; with an adapter, `lora.overlay` of both parts.
+    dropout_key: a key, with which an adapter drops inputs; None drops none.
+  """
+  model = nnx.merge(definition.graphdef, params)
+  if dropout_key is not None and definition.lora.dropout:
+    give_dropout_keys(model, dropout_key)
+  return model
 
 
 def init_params(
   definition: Definition, key: jax.Array, shardings: Any = None
 ) -> Params:
-  """Random parameters, made where they live: see `models.layers`.
+  """Random values of `definition.shapes`, made where they live.
 
   Kernels are normal with std 1/sqrt(fan_in), so that a model of any width
   starts with activations of order one; embeddings have std
   `initializer_range` (0.02), as in Hugging Face, which has that for all.
+  Factors of an adapter: see `models.lora`.
   """
-  dtype = jax.tree.leaves(definition.shapes)[0].dtype
+  config, lora = definition.config, definition.lora
+  whole = definition.base or definition
+  dtype = jax.tree.leaves(whole.shapes)[0].dtype
 
   def make(key: jax.Array) -> Params:
     rngs = nnx.Rngs(params=key)
-    model = Llama(
-      definition.config, rngs=rngs, dtype=dtype, param_dtype=dtype, remat=""
-    )
-    return nnx.to_pure_dict(nnx.state(model))
+    model = Llama(config, rngs=rngs, dtype=dtype, param_dtype=dtype, remat="")
+    if not lora.rank:
+      return nnx.to_pure_dict(nnx.state(model))
+    add_adapters(model, lora_targets(config, lora), lora, rngs)
+    # The compiler drops the rest of the model again.
+    return nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))
 
   return jax.jit(make, out_shardings=shardings)(key)
+
+
+def lora_targets(config: LlamaConfig, lora: Lora) -> list[tuple[str, ...]]:
+  """Paths of the layers that `lora.targets` names; see `find_targets`."""
+  layers = {
+    weight.path[:-1]: weight.name.removesuffix(".weight")
+    for weight in weights(config)
+    if weight.path[-1] == "kernel"
+  }
+  return find_targets(layers, config.num_hidden_layers, lora.targets)
+
+
+def _parts(model: Llama, kind: type[nnx.Variable]) -> tuple[Any, Any, Any]:
+  """The graph of a model; shapes and axes of the variables of one kind."""
+  graphdef, *states = nnx.split(model, kind, ...)
+  state = states[0]
+  axes = jax.tree.map(
+    lambda leaf: leaf.get_metadata()["axes"],
+    state,
+    is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+  )
+  return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes)

@@ -17,6 +17,7 @@ import safetensors.numpy
 from jaxpref.errors import UserError
 from jaxpref.models.build import Definition
 from jaxpref.models.llama.weights import weights
+from jaxpref.models.lora import merged_kernel
 from jaxpref.types import Params
 
 _TOKENIZER_FILES = (
@@ -49,13 +50,14 @@ def save_pretrained(
   Args:
     folder: made anew; its parents are made too.
     definition: what `params` are of.
-    params: arrays, sharded or not; written in their own dtype.
+    params: arrays, sharded or not; written in their own dtype. Those of an
+      adapter are added to the weights that they change, and rounded to theirs.
     tokenizer_folder: where tokenizer files (and generation_config.json, if
       there is one) are copied from.
     max_file_bytes: above it, tensors are spread over several files.
   """
   folder = pathlib.Path(folder)
-  _check_replaceable(folder)
+  check_replaceable(folder)
   tensors = _tensors(definition, params)
   if jax.process_index() != 0:
     for _ in tensors:  # gathering takes all processes
@@ -66,38 +68,58 @@ def save_pretrained(
   partial.mkdir(parents=True)
   _write_tensors(partial, definition, params, tensors, max_file_bytes)
   _write_configs(partial, definition, params, tokenizer_folder)
-  _replace(folder, partial)
+  replace_folder(folder, partial)
 
 
-def _check_replaceable(folder: pathlib.Path) -> None:
-  if not folder.exists() or (folder / "config.json").is_file():
+def check_replaceable(folder: pathlib.Path, has: str = "config.json") -> None:
+  """Raises UserError for a folder that is not one of ours to replace."""
+  if not folder.exists() or (folder / has).is_file():
     return
   if not folder.is_dir() or any(folder.iterdir()):
     raise UserError(
-      f"{folder}: exists and is not a model folder (it has no config.json), so "
+      f"{folder}: exists and is not a model folder (it has no {has}), so "
       "it is not replaced. Remove it, or choose another place."
     )
+
+
+def gather(leaf: jax.Array) -> np.ndarray:
+  """The whole array on the host; takes all processes."""
+  if leaf.is_fully_addressable:
+    return np.asarray(leaf)
+  if leaf.is_fully_replicated:
+    return np.asarray(leaf.addressable_data(0))
+  return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def replace_folder(folder: pathlib.Path, partial: pathlib.Path) -> None:
+  """Gives `partial` the name `folder`, in place of what has it."""
+  earlier = folder.with_name(f".{folder.name}.earlier")
+  shutil.rmtree(earlier, ignore_errors=True)
+  with contextlib.suppress(FileNotFoundError):
+    os.replace(folder, earlier)
+  os.replace(partial, folder)
+  shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _tensors(
   definition: Definition, params: Params
 ) -> Iterator[tuple[str, np.ndarray]]:
   for weight in weights(definition.config):
-    leaf: Any = params
-    for key in weight.path:
-      leaf = leaf[key]
-    array = _gather(leaf)
-    for layer in range(len(array) if weight.stacked else 1):
-      part = array[layer] if weight.stacked else array
-      yield weight.name.format(layer), weight.theirs(part)
-
-
-def _gather(leaf: jax.Array) -> np.ndarray:
-  if leaf.is_fully_addressable:
-    return np.asarray(leaf)
-  if leaf.is_fully_replicated:
-    return np.asarray(leaf.addressable_data(0))
-  return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    layer: Any = params
+    for key in weight.path[:-1]:
+      layer = layer[key]
+    leaf = layer[weight.path[-1]]
+    if weight.path[-1] == "kernel" and "lora_a" in layer:
+      # One at a time: a copy of all would be a second model.
+      leaf = merged_kernel(layer, definition.lora, stacked=weight.stacked)
+    array = gather(leaf)
+    for number in range(len(array) if weight.stacked else 1):
+      part = array[number] if weight.stacked else array
+      yield weight.name.format(number), weight.theirs(part)
 
 
 def _write_tensors(
@@ -130,7 +152,7 @@ def _write_tensors(
   if len(groups) > 1:
     where = {key: n for n, group in zip(names, groups) for key in group}
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    _write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def _write_configs(
@@ -141,27 +163,14 @@ def _write_configs(
 ) -> None:
   dtype = str(jax.tree.leaves(params)[0].dtype)
   config = definition.config.to_hf(dtype=dtype)
-  _write_json(folder / "config.json", config)
+  write_json(folder / "config.json", config)
   ids = ("bos_token_id", "eos_token_id", "pad_token_id")
   known = {key: config[key] for key in ids if config[key] is not None}
   if known:
-    _write_json(folder / "generation_config.json", known)
+    write_json(folder / "generation_config.json", known)
   if tokenizer_folder is None:
     return
   for name in (*_TOKENIZER_FILES, "generation_config.json"):
     source = pathlib.Path(tokenizer_folder) / name
     if source.is_file():
       shutil.copyfile(source, folder / name)
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _replace(folder: pathlib.Path, partial: pathlib.Path) -> None:
-  earlier = folder.with_name(f".{folder.name}.earlier")
-  shutil.rmtree(earlier, ignore_errors=True)
-  with contextlib.suppress(FileNotFoundError):
-    os.replace(folder, earlier)
-  os.replace(partial, folder)
-  shutil.rmtree(earlier, ignore_errors=True)

@@ -36,7 +36,7 @@ def read_config(folder: str | pathlib.Path) -> LlamaConfig:
       "config.json and model.safetensors."
     )
   path = pathlib.Path(folder) / "config.json"
-  return LlamaConfig.from_hf(_read_json(path), source=str(path))
+  return LlamaConfig.from_hf(read_json(path), source=str(path))
 
 
 def load_params(
@@ -67,7 +67,7 @@ def load_params(
       place = params
       for key in weight.path[:-1]:
         place = place.setdefault(key, {})
-      place[weight.path[-1]] = _load_leaf(tensors, weight, leaf, sharding)
+      place[weight.path[-1]] = load_leaf(tensors, weight, leaf, sharding)
   return params
 
 
@@ -79,7 +79,7 @@ def check_params(folder: str | pathlib.Path, definition: Definition) -> None:
     _check_tensors(pathlib.Path(folder), tensors, table, definition.config)
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path) -> Any:
   try:
     return json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError as error:
@@ -98,7 +98,7 @@ def _open_tensors(
   """Of each tensor's name, its file, and that file opened (memory-mapped)."""
   if (folder / _SINGLE).is_file():
     path = folder / _SINGLE
-    file = _open_file(path, stack)
+    file = open_file(path, stack)
     return dict.fromkeys(file.keys(), (path, file))
   if not (folder / _INDEX).is_file():
     old = sorted(folder.glob("pytorch_model*.bin"))
@@ -112,7 +112,7 @@ def _open_tensors(
         else " Give a folder that has one of them."
       )
     )
-  index = _read_json(folder / _INDEX)
+  index = read_json(folder / _INDEX)
   where = index.get("weight_map") if isinstance(index, dict) else None
   if not isinstance(where, dict):
     raise UserError(
@@ -126,7 +126,7 @@ def _open_tensors(
         f"{folder / name}: there is no such file, and {_INDEX} names it. "
         "Download the missing file."
       )
-    files[name] = _open_file(folder / name, stack)
+    files[name] = open_file(folder / name, stack)
   tensors = {}
   for name, file in files.items():
     for tensor in file.keys():  # noqa: SIM118
@@ -134,7 +134,7 @@ def _open_tensors(
   return tensors
 
 
-def _open_file(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
+def open_file(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
   try:
     return stack.enter_context(safetensors.safe_open(path, "numpy"))
   except (safetensors.SafetensorError, OSError) as error:
@@ -194,7 +194,7 @@ def _some(names: list[str]) -> str:
   return f"{', '.join(names[:4])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
-def _load_leaf(
+def load_leaf(
   tensors: Mapping[str, tuple[pathlib.Path, Any]],
   weight: Weight,
   leaf: jax.ShapeDtypeStruct,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 
 from jaxpref import config
 from jaxpref.errors import UserError
-from jaxpref.models import huggingface
+from jaxpref.models import adapter, huggingface
 from jaxpref.models.build import Definition, define, init_params
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.types import Params
@@ -26,16 +27,29 @@ class Source:
   seed: int
 
   @property
+  def base(self) -> "Source | None":
+    """The model that an adapter is laid over; None without an adapter."""
+    if self.definition.base is None:
+      return None
+    return dataclasses.replace(self, definition=self.definition.base)
+
+  @property
   def identity(self) -> str:
-    """A digest of what decides the weights."""
+    """A digest of what decides the model that training begins with."""
     if self.path:
-      return folder_digest(self.path)
-    made = json.dumps([repr(self.definition.config), self.seed]).encode()
-    return hashlib.blake2b(made, digest_size=16).hexdigest()
+      digest = folder_digest(self.path, "config.json")
+    else:
+      digest = _digest(repr(self.definition.config), self.seed)
+    if given := self.definition.lora.path:
+      return _digest(digest, folder_digest(given, adapter.CONFIG))
+    return digest  # a new adapter changes nothing yet
 
   def load(self, shardings: Any) -> Params:
-    """The weights, each tensor straight into its shards."""
-    if self.path:
+    """What trains, each tensor straight into its shards."""
+    lora = self.definition.lora
+    if lora.path:
+      return adapter.load_adapter(lora.path, self.definition, shardings)
+    if self.path and not lora.rank:
       return huggingface.load_params(self.path, self.definition, shardings)
     return init_params(self.definition, jax.random.key(self.seed), shardings)
 
@@ -49,6 +63,13 @@ def open_source(settings: config.Model, *, seed: int, tokenizer: Any) -> Source:
     raise UserError(
       "config.model.path and config.model.arch are both set. Keep `path` to "
       "go on from its weights, or `arch` to start from random ones."
+    )
+  if settings.param_dtype != "float32" and not settings.lora.rank:
+    raise UserError(
+      f"config.model.param_dtype is {settings.param_dtype!r}, and all weights "
+      "train: updates of less than 0.4 % would be lost. Set it to float32 (the "
+      "compute is config.model.dtype's), or train an adapter by "
+      "config.model.lora.rank."
     )
   if settings.path:
     shape = huggingface.read_config(settings.path)
@@ -65,9 +86,13 @@ def open_source(settings: config.Model, *, seed: int, tokenizer: Any) -> Source:
     dtype=compute_dtype(settings),
     param_dtype=settings.param_dtype,
     remat=settings.remat,
+    lora=settings.lora,
   )
   if settings.path:
-    huggingface.check_params(settings.path, definition)
+    huggingface.check_params(settings.path, definition.base or definition)
+  if settings.lora.path:
+    adapter.check_adapter(settings.lora.path, definition)
+    _check_same_base(settings)
   return Source(definition, settings.path, seed)
 
 
@@ -86,12 +111,35 @@ def eos_ids(source: Source, tokenizer: Any) -> Sequence[int]:
   return sorted(ids)
 
 
-def folder_digest(folder: str) -> str:
-  """A digest of a Hugging Face folder's weights and architecture."""
+def folder_digest(folder: str, *settings: str) -> str:
+  """A digest of the weights in a folder and of its files of settings."""
   digest = hashlib.blake2b(digest_size=16)
   files = sorted(pathlib.Path(folder).glob("*.safetensors"))
-  for path in [pathlib.Path(folder) / "config.json", *files]:
+  for path in [*(pathlib.Path(folder) / name for name in settings), *files]:
     with path.open("rb") as file:
       while chunk := file.read(1 << 24):
         digest.update(chunk)
   return digest.hexdigest()
+
+
+def _digest(*parts: Any) -> str:
+  text = json.dumps(parts).encode()
+  return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _check_same_base(settings: config.Model) -> None:
+  # A name on a hub, or a folder that is not here, cannot be compared.
+  base = adapter.named_base(settings.lora.path)
+  if not base or not any(pathlib.Path(base).glob("*.safetensors")):
+    return
+  if settings.path and os.path.samefile(base, settings.path):
+    return
+  if not settings.path or folder_digest(base) != folder_digest(settings.path):
+    now = settings.path and f"{settings.path} holds others"
+    raise UserError(
+      f"config.model.lora.path: the adapter in {settings.lora.path} belongs to "
+      f"the weights in {base}, and config.model.path {now or 'is empty'}. Set "
+      "config.model.path to that folder; to lay the adapter over other weights "
+      f"all the same, set base_model_name_or_path in its {adapter.CONFIG} to "
+      "null."
+    )
