@@ -17,7 +17,12 @@ from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
 from jaxpref.fit.checkpoint import Checkpoints
 from jaxpref.fit.evaluate import held_out
-from jaxpref.fit.folder import check_folder, check_same_data, write_inputs
+from jaxpref.fit.folder import (
+  check_folder,
+  check_same_base,
+  check_same_data,
+  write_inputs,
+)
 from jaxpref.fit.interrupt import Interrupt
 from jaxpref.fit.loop import fit
 from jaxpref.fit.loss import (
@@ -40,6 +45,8 @@ from jaxpref.fit.step import (
   state_shardings,
 )
 from jaxpref.models import huggingface
+from jaxpref.models.adapter import save_adapter, with_adapter
+from jaxpref.models.lora import overlay
 from jaxpref.models.source import (
   Source,
   compute_dtype,
@@ -48,6 +55,7 @@ from jaxpref.models.source import (
 )
 from jaxpref.report import write_report
 from jaxpref.summary import before_and_after
+from jaxpref.types import Params
 
 
 def run(settings: config.Config, workdir: pathlib.Path) -> bool:
@@ -75,6 +83,8 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   )
   _check_suits(source, train, test)
   definition = source.definition
+  base = source.identity if source.base else ""
+  check_same_base(workdir, base)
   steps, test_steps = _make_steps(settings, train, test, mesh)
   settings = with_mode(settings, steps)
   stops_at = eos_ids(source, tokenizer)
@@ -85,25 +95,30 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   where = state_shardings(
     mesh, tx, {"policy": definition.shapes}, {"policy": places}
   )
-  objective = text_objective(
-    definition, settings.loss, head_block=settings.model.head_block
+  make_objective = functools.partial(
+    text_objective,
+    definition,
+    settings.loss,
+    head_block=settings.model.head_block,
   )
   put = functools.partial(put_batch, mesh)
 
   with jax.set_mesh(mesh):
-    frozen = open_reference(settings, source, places, steps, test_steps, put)
-    step = make_step(objective, tx, schedule, where)
+    frozen = open_reference(settings, source, mesh, steps, test_steps, put)
+    step = make_step(make_objective(training=True), tx, schedule, where)
     evaluate = (
-      held_out(make_evaluate(objective), frozen, test_steps, put)
+      held_out(make_evaluate(make_objective()), frozen, test_steps, put)
       if test_steps
       else lambda state: {}
     )
 
+    def whole(state: TrainState) -> Params:
+      return overlay(frozen.get("base", {}), state.params["policy"])
+
     def judge(state: TrainState, number: int) -> dict[str, float]:
       values = evaluate(state)
       if number in (0, len(steps)):
-        policy = state.params["policy"]
-        values |= preview.write(workdir, number, definition, policy)
+        values |= preview.write(workdir, number, definition, whole(state))
       return values
 
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -116,7 +131,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
         f"after {len(steps)}. Raise config.train.steps (or data.epochs), or "
         "give another --workdir."
       )
-    write_inputs(settings, workdir, train, test)
+    write_inputs(settings, workdir, train, test, base)
     with (
       contextlib.closing(checkpoints),
       contextlib.closing(RunLog(workdir, start=start, stop=len(steps))) as log,
@@ -144,9 +159,16 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
     huggingface.save_pretrained(
       workdir / "export",
       definition,
-      state.params["policy"],
+      whole(state),
       tokenizer_folder=folder,
     )
+    if source.base:
+      save_adapter(
+        workdir / "adapter",
+        definition,
+        state.params["policy"],
+        settings.model.path,
+      )
   if jax.process_index() == 0:
     page = write_report(workdir)
     say(f"{before_and_after(workdir)}\nModel: {workdir / 'export'}")
@@ -179,7 +201,9 @@ def _resolve(settings: config.Config) -> config.Config:
   """What does not depend on this machine's folder and devices any more."""
   settings = config.with_absolute_paths(settings)
   model = dataclasses.replace(
-    settings.model, dtype=compute_dtype(settings.model)
+    settings.model,
+    dtype=compute_dtype(settings.model),
+    lora=with_adapter(settings.model.lora),
   )
   return dataclasses.replace(settings, model=model)
 

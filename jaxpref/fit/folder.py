@@ -70,6 +70,20 @@ def check_same_data(
       )
 
 
+def check_same_base(workdir: pathlib.Path, weights: str) -> None:
+  """Raises UserError where an adapter would go on over other weights.
+
+  Its checkpoints hold the adapter alone.
+  """
+  old = _read(workdir / "base.json") or {}
+  if has_checkpoint(workdir) and old.get("weights", weights) != weights:
+    raise UserError(
+      f"{workdir} holds a run of an adapter over other weights: the files in "
+      "config.model.path (or config.model.lora.path) have changed since it "
+      "began. Give another --workdir, or the old files to go on with that run."
+    )
+
+
 def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Whether there is one, whole or not."""
   return any(each.name.isdigit() for each in workdir.glob("checkpoints/*"))
@@ -80,8 +94,13 @@ def write_inputs(
   workdir: pathlib.Path,
   train: Prepared,
   test: Prepared | None,
+  base: str = "",
 ) -> None:
-  """config.json, data.json and rejected.jsonl, each whole or not at all."""
+  """config.json, data.json and rejected.jsonl, each whole or not at all.
+
+  And base.json, where an adapter trains: `base` is a digest of the weights
+  that it changes.
+  """
   if jax.process_index():
     return
   workdir.mkdir(parents=True, exist_ok=True)
@@ -94,11 +113,14 @@ def write_inputs(
   elif test:
     stats["eval"] = test.stats
     rejected += test.rejected_file.read_bytes()
-  for name, content in (
-    ("config.json", _json(config.to_dict(settings))),
-    ("data.json", _json(stats)),
-    ("rejected.jsonl", rejected),
-  ):
+  files = {
+    "config.json": _json(config.to_dict(settings)),
+    "data.json": _json(stats),
+    "rejected.jsonl": rejected,
+  }
+  if base:
+    files["base.json"] = _json({"weights": base})
+  for name, content in files.items():
     with replacing(workdir / name) as partial:
       partial.write_bytes(content)
 
@@ -106,16 +128,28 @@ def write_inputs(
 def _refuse_changes(
   workdir: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
+  differing = [
+    key
+    for key in sorted(before.keys() | now.keys())
+    if before.get(key) != now.get(key)
+  ]
+  kept = ("reference.mode",) if _other_reference(before, now) else ()
   changed = [
     f"config.{key} was {before.get(key)!r} and is {now.get(key)!r}"
-    for key in sorted(before.keys() | now.keys())
-    if before.get(key) != now.get(key) and not key.startswith(_FREE)
+    for key in differing
+    if key in kept or not key.startswith(_FREE)
   ]
   if changed:
     raise UserError(
       f"{workdir} holds a run with other settings: {'; '.join(changed)}. "
       "Give another --workdir, or the old settings to go on with that run."
     )
+
+
+def _other_reference(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+  """Whether one compares with the base alone, one with a given adapter too."""
+  modes = [each.get("reference.mode") for each in (before, now)]
+  return bool(now.get("model.lora.path")) and modes.count("base") == 1
 
 
 def _fingerprint(train: Prepared, test: Prepared | None) -> str:

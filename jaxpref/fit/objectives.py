@@ -23,12 +23,14 @@ from jaxpref.fit.loss import (
   compares,
   find_loss,
   needs_labels,
+  needs_reference,
   nll_weight,
   own_options,
 )
 from jaxpref.fit.merge import merge_micro_batches
 from jaxpref.fit.views import Views
 from jaxpref.models.build import Definition, bind
+from jaxpref.models.lora import overlay
 from jaxpref.ops.attention import packed_attention
 from jaxpref.ops.logprob import token_logp
 from jaxpref.types import Params, Term, TextBatch, sum_valid
@@ -62,10 +64,14 @@ class Objective:
 
 
 def score_text(
-  definition: Definition, params: Params, batch: TextBatch, head_block: int
+  definition: Definition,
+  params: Params,
+  batch: TextBatch,
+  head_block: int,
+  dropout_key: Any = None,
 ) -> Float32[Array, "rows responses"]:
   """Log-probability of every response token of packed rows, in nats."""
-  model = bind(definition, params)
+  model = bind(definition, params, dropout_key)
   attend = packed_attention(batch.expand, batch.collapse)
   hidden, _ = model(batch.tokens, batch.position, attend)
   # The head sees only the states that predict a response token.
@@ -74,25 +80,50 @@ def score_text(
 
 
 def text_objective(
-  definition: Definition, settings: config.Loss, *, head_block: int
+  definition: Definition,
+  settings: config.Loss,
+  *,
+  head_block: int,
+  training: bool = False,
 ) -> Objective:
   """The objective of `settings.name` on packed text.
 
-  Roles: `policy` (trainable) and, for losses that need one, `reference`
-  (frozen) unless the batch carries cached reference log-probs.
+  Roles: `policy` (trainable); under an adapter it is the factors, and `base`
+  (frozen) the rest. Losses that need a reference take the log-probs that the
+  batch carries, else those of `reference` (frozen), a whole model; else those
+  of `reference_factors` (frozen) laid over the base, else the base's own.
+
+  Args:
+    definition: the model.
+    settings: the loss and its options.
+    head_block: see `token_logp`.
+    training: whether an adapter drops inputs.
   """
   loss = find_loss(settings)
   unit, coupled, _ = losses.spec(loss)
-  score = functools.partial(score_text, definition, head_block=head_block)
+  score = functools.partial(score_text, head_block=head_block)
 
   def forward(
     trainable: Roles, frozen: Roles, batch: TextBatch, key: jax.Array
   ) -> tuple[Array, Array | None]:
-    del key  # text draws nothing
     ref_logp = batch.ref_token_logp
-    if ref_logp is None and "reference" in frozen:
-      ref_logp = jax.lax.stop_gradient(score(frozen["reference"], batch))
-    return score(trainable["policy"], batch), ref_logp
+    if ref_logp is None and needs_reference(loss):
+      ref_logp = jax.lax.stop_gradient(reference(frozen, batch))
+    # Micro-batches of a step hold other examples, and so drop other inputs.
+    drops = training and definition.lora.dropout > 0
+    key = jax.random.fold_in(key, batch.slots.example_id[0])
+    policy = overlay(frozen.get("base", {}), trainable["policy"])
+    dropout_key = key if drops else None
+    return score(definition, policy, batch, dropout_key=dropout_key), ref_logp
+
+  def reference(frozen: Roles, batch: TextBatch) -> Array:
+    whole = definition.base or definition
+    if "reference" in frozen:
+      return score(whole, frozen["reference"], batch)
+    if "reference_factors" in frozen:
+      laid = overlay(frozen["base"], frozen["reference_factors"])
+      return score(definition, laid, batch)
+    return score(whole, frozen["base"], batch)
 
   def terms(
     state: Any, batch: TextBatch, values: tuple[Array, Array | None]

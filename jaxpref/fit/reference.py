@@ -1,4 +1,4 @@
-"""The reference: a live copy, or log-probs cached on disk, one a token."""
+"""The reference: cached log-probs, a live copy, or the base of an adapter."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 from tqdm import tqdm
 
-from jaxpref import config
+from jaxpref import config, sharding
 from jaxpref.data.batch import places
 from jaxpref.data.prepared import Prepared
 from jaxpref.data.steps import Steps
@@ -23,6 +23,7 @@ from jaxpref.fit.reference_store import ReferenceStore
 from jaxpref.models import huggingface
 from jaxpref.models.build import Definition
 from jaxpref.models.llama.config import LlamaConfig
+from jaxpref.models.lora import overlay
 from jaxpref.models.source import Source, compute_dtype
 from jaxpref.types import Params, TextBatch
 
@@ -36,27 +37,33 @@ _VERSION = 2  # of the values; change it when the same inputs give others
 
 
 def check_mode(settings: config.Config) -> None:
-  """Raises UserError for a loss without the reference it needs."""
+  """Raises UserError for a reference that cannot be or is not enough."""
+  if settings.reference.mode == "base":
+    _check_base(settings)
   needed = needs_reference(find_loss(settings.loss))
   if needed and settings.reference.mode == "none":
     raise UserError(
       f"config.reference.mode is 'none', and the loss {settings.loss.name!r} "
-      "compares with a reference. Set it to auto, live or cached."
+      "compares with a reference. Set it to auto, live, cached or base."
     )
 
 
 def with_mode(settings: config.Config, steps: Steps) -> config.Config:
   """The config with what `reference.mode` comes to.
 
-  'auto' caches where the run sees every example at least once, and else keeps
-  a live copy, which is then the cheaper.
+  'auto' caches where the run sees every example at least once. Else to compute
+  it as it goes is the cheaper: by the base under a new adapter, which takes no
+  memory, or by a live copy.
   """
-  mode = settings.reference.mode
+  mode, lora = settings.reference.mode, settings.model.lora
+  begins_as_base = lora.rank > 0 and not lora.path
   if not needs_reference(find_loss(settings.loss)):
     mode = "none"
+  elif mode == "auto" and len(steps) >= steps.steps_per_epoch:
+    mode = "cached"
   elif mode == "auto":
-    once = len(steps) >= steps.steps_per_epoch
-    mode = "cached" if once else "live"
+    shares = begins_as_base and not settings.reference.path
+    mode = "base" if shares else "live"
   reference = dataclasses.replace(settings.reference, mode=mode)
   return dataclasses.replace(settings, reference=reference)
 
@@ -64,23 +71,41 @@ def with_mode(settings: config.Config, steps: Steps) -> config.Config:
 def open_reference(
   settings: config.Config,
   policy: Source,
-  shardings: Any,
+  mesh: jax.sharding.Mesh,
   steps: Steps,
   test_steps: Steps | None,
   put: Callable[[Any], Any],
 ) -> Mapping[str, Params]:
-  """Frozen parameters by role; cached log-probs are put into the steps."""
-  mode = settings.reference.mode
-  if mode == "none":
-    return {}
-  path = settings.reference.path or policy.path
-  source = dataclasses.replace(policy, path=path)
-  if path != policy.path:
+  """Frozen parameters by role; cached log-probs are put into the steps.
+
+  Under an adapter `base` is among them, and it is held once: the reference
+  shares it, whatever the mode, unless it is another model.
+  """
+  base = policy.base
+  frozen = {"base": _load(base, mesh)} if base else {}
+  mode, path = settings.reference.mode, settings.reference.path
+  if mode in ("none", "base"):
+    return frozen
+  source = base or policy
+  if path and path != policy.path:
+    source = dataclasses.replace(source, path=path)
     _check_same_shape(source, huggingface.read_config(path))
     huggingface.check_params(path, source.definition)
+  elif settings.model.lora.path and not path:
+    source = policy  # the base with the adapter as it was
+  if mode == "live" and source is base:
+    return frozen
   if mode == "live":
-    return {"reference": source.load(shardings)}
-  load = functools.cache(functools.partial(source.load, shardings))
+    role = "reference_factors" if source.base else "reference"
+    return {**frozen, role: _load(source, mesh)}
+
+  @functools.cache
+  def load() -> Params:
+    if source is base:
+      return frozen["base"]
+    own = _load(source, mesh)
+    return overlay(frozen["base"], own) if source.base else own
+
   for part in filter(None, (steps, test_steps)):
     part.ref_token_logp = reference_logps(
       part,
@@ -91,7 +116,7 @@ def open_reference(
       head_block=settings.model.head_block,
       put=put,
     )
-  return {}
+  return frozen
 
 
 def reference_logps(
@@ -123,12 +148,13 @@ def reference_logps(
   Raises UserError where the model does not give what the store holds.
   """
   data = steps.data
+  whole = definition.base or definition
   store = ReferenceStore(
     config.cache_folder() / "reference",
     version=_VERSION,
     weights=weights,
     dtype=dtype,
-    param_dtype=str(jax.tree.leaves(definition.shapes)[0].dtype),
+    param_dtype=str(jax.tree.leaves(whole.shapes)[0].dtype),
     backend=jax.default_backend(),
   )
   values, own = store.find(data)
@@ -222,6 +248,26 @@ def _all(here: np.ndarray) -> np.ndarray:
   if jax.process_count() == 1:
     return here
   return np.all(multihost_utils.process_allgather(here), axis=0)
+
+
+def _check_base(settings: config.Config) -> None:
+  if not settings.model.lora.rank:
+    raise UserError(
+      "config.reference.mode is 'base', the model below an adapter, and there "
+      "is no adapter. Set config.model.lora.rank, or the mode to auto, live or "
+      "cached."
+    )
+  if settings.reference.path:
+    raise UserError(
+      "config.reference.mode is 'base', the model below the adapter, and "
+      f"config.reference.path names {settings.reference.path}. Set the mode to "
+      "live or cached, or the path to ''."
+    )
+
+
+def _load(source: Source, mesh: jax.sharding.Mesh) -> Params:
+  shapes, axes = source.definition.shapes, source.definition.axes
+  return source.load(sharding.param_shardings(mesh, shapes, axes))
 
 
 def _check_same_shape(source: Source, other: LlamaConfig) -> None:
