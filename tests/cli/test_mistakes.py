@@ -7,6 +7,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -235,6 +236,60 @@ def missing_model_folder(folder, tiny):
   return Mistake(
     {"model.path": path, "model.arch": {}, "model.tokenizer": ""}, (str(path),)
   )
+
+
+@case
+def adapter_without_rank(folder, tiny):
+  return Mistake(
+    {"model.lora.rank": 0, "model.lora.alpha": 32},
+    ("config.model.lora.rank", "all weights would train"),
+  )
+
+
+@case
+def adapter_of_no_layer(folder, tiny):
+  return Mistake(
+    {"model.lora.rank": 4, "model.lora.targets": "query"},
+    ("config.model.lora.targets", "'query'", "self_attn.q_proj"),
+  )
+
+
+@case
+def adapter_with_all_dropped(folder, tiny):
+  return Mistake(
+    {"model.lora.rank": 4, "model.lora.dropout": 1.0},
+    ("config.model.lora.dropout", "below 1"),
+  )
+
+
+@case
+def adapter_scaled_by_nothing(folder, tiny):
+  return Mistake(
+    {"model.lora.rank": 4, "model.lora.alpha": 0.0},
+    ("config.model.lora.alpha", "above 0"),
+  )
+
+
+@case
+def adapter_of_another_model(folder, tiny):
+  settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+  (folder / "adapter_config.json").write_text(json.dumps(settings))
+  layer = "base_model.model.model.layers.0.self_attn.q_proj"
+  shapes = {"A": (2, 12345), "B": (12345, 2)}
+  tensors = {
+    f"{layer}.lora_{letter}.weight": np.zeros(shape, np.float32)
+    for letter, shape in shapes.items()
+  }
+  save_file(tensors, folder / "adapter_model.safetensors")
+  return Mistake(
+    {"model.lora.path": folder},
+    ("lora_A", "[2, 12345]", "config.model.lora.path"),
+  )
+
+
+@case
+def adapter_that_is_not_there(folder, tiny):
+  return Mistake({"model.lora.path": folder}, ("adapter_config.json", "PEFT"))
 
 
 @case

@@ -6,6 +6,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
 import safetensors.numpy
 import torch
@@ -30,7 +31,6 @@ from jaxpref.models.lora import overlay
 from jaxpref.models.source import open_source
 from jaxpref.ops.attention import padded_attention
 
-peft = pytest.importorskip("peft")
 # PEFT asks transformers for it by its older name.
 pytestmark = pytest.mark.filterwarnings(
   "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
