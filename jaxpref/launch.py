@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings is not None:
       run(settings, workdir)
   except UserError as error:
-    print(_paragraph(f"jaxpref: {error}"), file=sys.stderr)
+    print(_paragraph(str(error)), file=sys.stderr)
     return 2
   return 0
 
@@ -76,7 +76,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 def _paragraph(text: str) -> str:
   # Names of files stay whole, for those who copy them.
   return textwrap.fill(
-    text, 100, break_long_words=False, break_on_hyphens=False
+    text,
+    100,
+    initial_indent="jaxpref: ",
+    break_long_words=False,
+    break_on_hyphens=False,
   )
 
 
