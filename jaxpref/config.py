@@ -47,6 +47,7 @@ class Model:
   family: str = "llama"
   path: str = ""  # a Hugging Face folder; '' = random weights from `arch`
   tokenizer: str = ""  # a folder with a tokenizer; '' = that of `path`
+  # A shape by keys of config.json, or the name of a `preset` and what differs.
   arch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   dtype: str = "auto"  # of compute: bfloat16 on accelerators, float32 on CPU
   param_dtype: str = "float32"  # bfloat16 is for weights below an adapter

@@ -75,11 +75,12 @@ def open_source(settings: config.Model, *, seed: int, tokenizer: Any) -> Source:
     shape = huggingface.read_config(settings.path)
   else:
     ids = {
-      "vocab_size": len(tokenizer),
       "bos_token_id": tokenizer.bos_token_id,
       "eos_token_id": tokenizer.eos_token_id,
       "pad_token_id": tokenizer.pad_token_id,
     }
+    if "preset" not in settings.arch:  # which states the published size
+      ids["vocab_size"] = len(tokenizer)
     shape = LlamaConfig.from_arch({**ids, **settings.arch})
   definition = define(
     shape,

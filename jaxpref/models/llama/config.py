@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxpref.config import nearest
 from jaxpref.errors import UserError
+from jaxpref.models.llama.presets import PRESETS
 from jaxpref.ops.rope import ROPE_FIELDS, Rope
 
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
@@ -65,13 +66,20 @@ class LlamaConfig:
   ) -> "LlamaConfig":
     """A config for random weights of what differs from the defaults.
 
-    Keys are the fields, `rope_theta` and `rope_scaling`. Key-value heads, the
-    head's width and the feed-forward's follow the other sizes where not given.
+    Keys are the fields, `rope_theta`, `rope_scaling` and `preset`, the name of
+    a published model that the other keys change. Key-value heads, the head's
+    width and the feed-forward's follow the other sizes where not given.
     """
-    known = {*_names(), "rope_theta", "rope_scaling"}
+    known = {*_names(), "rope_theta", "rope_scaling", "preset"}
     for key in arch:
       if key not in known:
         raise UserError(f"{source}: unknown key {key}. {nearest(key, known)}")
+    if name := arch.get("preset"):
+      if name not in PRESETS:
+        raise UserError(
+          f"{source}.preset is {name!r}. {nearest(str(name), PRESETS)}"
+        )
+      arch = {**PRESETS[name], **arch}
     values = {key: value for key, value in arch.items() if key in _names()}
     if "hidden_size" in values and "intermediate_size" not in values:
       # 8/3 of the width, as Llama 2 has, in multiples of 32.
