@@ -18,7 +18,7 @@ import numpy as np
 from jaxpref import sharding
 from jaxpref.errors import UserError
 from jaxpref.models.build import Definition
-from jaxpref.ops.attention import Attend, masked_attention
+from jaxpref.ops.attention import Attend, Kind, masked_attention, sees
 from jaxpref.types import Params, Scalar
 
 _SMALLEST_BUCKET = 16
@@ -206,7 +206,7 @@ def _cached_attention(
   """
 
   def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, item: Any
+    q: jax.Array, k: jax.Array, v: jax.Array, item: Any, kind: Kind
   ) -> tuple[jax.Array, Any]:
     keys, values = (
       jax.lax.dynamic_update_slice(cache, added, (0, start, 0, 0))
@@ -214,10 +214,11 @@ def _cached_attention(
     )
     place = jnp.arange(keys.shape[1])[None, None, :]
     asking = start + jnp.arange(q.shape[1])[None, :, None]
-    seen = (place <= asking) & (place >= padding[:, None, None])
+    seen = sees(asking, place, kind.window)
+    seen = seen & (place >= padding[:, None, None])
     # An empty place sees itself alone, so that nothing becomes NaN.
     seen = seen | (place == asking)
-    return masked_attention(q, keys, values, seen), (keys, values)
+    return masked_attention(q, keys, values, seen, kind), (keys, values)
 
   return attend
 

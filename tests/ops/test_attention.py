@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 
 from jaxpref.ops.attention import (
+  Kind,
   causal_attention,
   masked_attention,
   packed_attention,
   padded_attention,
 )
+
+PLAIN = Kind(scale=8**-0.5)
+# Scores of _inputs reach 3, so that a cap of 1 bends them.
+KINDS = {
+  "plain": PLAIN,
+  "scaled": Kind(scale=0.5),
+  "window": Kind(PLAIN.scale, window=40),
+  "softcap": Kind(PLAIN.scale, softcap=1.0),
+  "both": Kind(PLAIN.scale, window=3, softcap=1.0),
+}
 
 
 def _inputs(sequences, length, heads, kv_heads, head_dim=8, dtype="float32"):
@@ -23,17 +34,28 @@ def _inputs(sequences, length, heads, kv_heads, head_dim=8, dtype="float32"):
   )
 
 
-def _reference(q, k, v, seen):
+def _causal(length, window=0, sequences=1):
+  i, j = np.indices((length, length))
+  seen = (i >= j) & (i - j < (window or length))
+  return seen[None].repeat(sequences, 0)
+
+
+def _reference(q, k, v, seen, kind=PLAIN):
   """One head and one query at a time; `seen` [sequences, queries, keys]."""
   q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
   out = np.zeros(q.shape)
   group = q.shape[2] // k.shape[2]
   for b, i, h in np.ndindex(q.shape[:3]):
     at = seen[b, i]
-    scores = k[b, at, h // group] @ q[b, i, h] / np.sqrt(q.shape[3])
+    scores = kind.scale * k[b, at, h // group] @ q[b, i, h]
+    if kind.softcap:
+      scores = kind.softcap * np.tanh(scores / kind.softcap)
     probs = np.exp(scores - scores.max())
     out[b, i, h] = probs @ v[b, at, h // group] / probs.sum()
   return out
+
+
+_causal_attention = jax.jit(causal_attention, static_argnums=3)
 
 
 # Below, at and above a block, with a last block that is not full; the longest
@@ -42,69 +64,100 @@ def _reference(q, k, v, seen):
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (3, 1)])
 def test_causal_attention(length, heads, kv_heads):
   q, k, v = _inputs(2, length, heads, kv_heads)
-  seen = np.tril(np.ones((length, length), bool))[None].repeat(2, 0)
-  out = jax.jit(causal_attention)(q, k, v)
-  # Measured: 4e-7.
-  np.testing.assert_allclose(out, _reference(q, k, v, seen), atol=1e-5)
+  out = _causal_attention(q, k, v, PLAIN)
+  expected = _reference(q, k, v, _causal(length, sequences=2))
+  np.testing.assert_allclose(out, expected, atol=1e-5)  # measured: 4e-7
 
 
-@pytest.mark.parametrize("length", [7, 64, 100, 530])
-def test_causal_gradients(length):
+@pytest.mark.parametrize("name", list(KINDS))
+def test_kinds(name):
+  q, k, v = _inputs(1, 150, 4, 2)
+  kind = KINDS[name]
+  out = _causal_attention(q, k, v, kind)
+  seen = _causal(150, kind.window)
+  expected = _reference(q, k, v, seen, kind)
+  np.testing.assert_allclose(out, expected, atol=1e-5)  # measured: 4e-7
+  if name != "plain":
+    other = _causal_attention(q, k, v, PLAIN)
+    assert np.abs(other - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+  ("length", "name"),
+  [(7, "plain"), (64, "plain"), (530, "plain"), *((100, n) for n in KINDS)],
+)
+def test_causal_gradients(length, name):
   """The backward pass of its own against that of the masked form."""
   q, k, v = _inputs(2, length, 4, 2)
   probe = jax.random.normal(jax.random.key(1), q.shape)
-  seen = jnp.tril(jnp.ones((1, length, length), bool)).repeat(2, 0)
+  kind = KINDS[name]
+  seen = jnp.asarray(_causal(length, kind.window))
 
   def grads(attention):
-    loss = lambda *qkv: jnp.sum(probe * attention(*qkv))
+    loss = lambda *qkv: jnp.sum(probe * attention(*qkv, kind))
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
   ours = grads(causal_attention)
-  theirs = grads(lambda q, k, v: masked_attention(q, k, v, seen))
+  theirs = grads(lambda q, k, v, kind: masked_attention(q, k, v, seen, kind))
   for a, b in zip(ours, theirs, strict=True):
     assert np.abs(b).max() > 0.1
     np.testing.assert_allclose(a, b, atol=3e-5)  # measured: 4e-6
 
 
-def test_causal_gradients_are_numerically_right():
+@pytest.mark.parametrize("name", ["plain", "both"])
+def test_causal_gradients_are_numerically_right(name):
   inputs = _inputs(1, 6, 2, 1, head_dim=4)
-  attention = jax.jit(causal_attention)  # which turns NumPy into arrays
+  attention = lambda *qkv: _causal_attention(*qkv, KINDS[name])
   check_grads(attention, inputs, order=1, modes=["rev"], rtol=1e-2)
+
+
+def test_keys_outside_all_windows_are_not_computed():
+  """A window of 64 in 2,048 tokens: an eighth of the work is left."""
+  q, k, v = _inputs(1, 2048, 1, 1)
+
+  def flops(window):
+    kind = PLAIN._replace(window=window)
+    compiled = _causal_attention.lower(q, k, v, kind).compile()
+    return compiled.cost_analysis()["flops"]
+
+  # Blocks of 128 queries with 191 keys, against 1,088 on average.
+  assert flops(64) < 0.2 * flops(0)
 
 
 def test_large_scores_do_not_overflow():
   q, k, v = (100.0 * x for x in _inputs(1, 70, 2, 2))
-  grad = jax.grad(lambda q: jnp.sum(causal_attention(q, k, v)))(q)
-  assert np.isfinite(causal_attention(q, k, v)).all()
+  grad = jax.grad(lambda q: jnp.sum(causal_attention(q, k, v, PLAIN)))(q)
+  assert np.isfinite(causal_attention(q, k, v, PLAIN)).all()
   assert np.isfinite(grad).all()
 
 
 def test_bfloat16_keeps_the_softmax_in_float32():
   q, k, v = _inputs(2, 100, 4, 2, dtype="bfloat16")
-  out = causal_attention(q, k, v)
+  out = causal_attention(q, k, v, PLAIN)
   assert out.dtype == jnp.bfloat16
-  seen = np.tril(np.ones((100, 100), bool))[None].repeat(2, 0)
-  expected = _reference(q, k, v, seen)
+  expected = _reference(q, k, v, _causal(100, sequences=2))
   # Measured: 5e-3; the last bit of bfloat16 at 2 is 8e-3.
   np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=2e-2)
 
 
+@pytest.mark.parametrize("name", ["plain", "both"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_attention(side):
+def test_padded_attention(side, name):
+  kind = KINDS[name]
   q, k, v = _inputs(3, 12, 4, 2)
   valid = np.ones((3, 12), bool)
   for row, number in ((1, 4), (2, 12)):
     valid[row, slice(number) if side == "left" else slice(-number, None)] = 0
-  out, item = padded_attention(jnp.asarray(valid))(q, k, v, None)
+  out, item = padded_attention(jnp.asarray(valid))(q, k, v, None, kind)
   assert item is None
   assert np.isfinite(out).all()
-  seen = np.tril(np.ones((12, 12), bool)) & valid[:, None, :]
+  seen = _causal(12, kind.window) & valid[:, None, :]
   seen |= np.eye(12, dtype=bool)
-  expected = _reference(q, k, v, seen)
+  expected = _reference(q, k, v, seen, kind)
   np.testing.assert_allclose(out[valid], expected[valid], atol=1e-5)
   # Padding is not read: other keys there change nothing.
   other = jnp.where(jnp.asarray(valid)[:, :, None, None], k, 9.0)
-  again, _ = padded_attention(jnp.asarray(valid))(q, other, v, None)
+  again, _ = padded_attention(jnp.asarray(valid))(q, other, v, None, kind)
   np.testing.assert_array_equal(out[valid], again[valid])
 
 
@@ -130,13 +183,13 @@ def test_packed_attention_is_that_of_single_sequences():
   used = np.zeros((2, 8, 1, 1), bool)
 
   def packed(q, k, v):
-    out, _ = packed_attention(expand, collapse)(q, k, v, None)
+    out, _ = packed_attention(expand, collapse)(q, k, v, None, PLAIN)
     return out
 
   def single(q, k, v):
     out = jnp.zeros(q.shape)
     for row, index in sequences:
-      part = causal_attention(*(x[row, index][None] for x in (q, k, v)))
+      part = causal_attention(*(x[row, index][None] for x in (q, k, v)), PLAIN)
       out = out.at[row, index].set(part[0])
     return out
 
@@ -159,7 +212,7 @@ def test_packed_attention_is_that_of_single_sequences():
 def test_packed_attention_with_a_wrong_index_differs():
   expand, collapse, _ = _tree()
   inputs = _inputs(2, 8, 4, 2)
-  right, _ = packed_attention(expand, collapse)(*inputs, None)
+  right, _ = packed_attention(expand, collapse)(*inputs, None, PLAIN)
   wrong = (expand[0], expand[1].at[0, 0, 1].set(3))
-  other, _ = packed_attention(wrong, collapse)(*inputs, None)
+  other, _ = packed_attention(wrong, collapse)(*inputs, None, PLAIN)
   assert np.abs(right - other)[0, 3:5].max() > 1e-2

@@ -11,8 +11,8 @@ from jaxpref.errors import UserError
 from jaxpref.models.build import bind, define, init_params
 from jaxpref.models.huggingface import load_params, read_config
 from jaxpref.models.llama.config import LlamaConfig
-from jaxpref.ops.attention import padded_attention
-from jaxpref.sample.text import generate, sample_token
+from jaxpref.ops.attention import Kind, padded_attention
+from jaxpref.sample.text import _cached_attention, generate, sample_token
 
 CONFIG = LlamaConfig.from_arch(
   {
@@ -69,6 +69,26 @@ def test_greedy_is_the_likeliest_token_of_the_whole_sequence(model):
       expected = likeliest(jnp.asarray(tokens), jnp.asarray(valid))
       assert token == expected[0, len(ids) - 1]
       ids.append(token)
+
+
+def test_the_cache_keeps_windows_and_caps():
+  """Five tokens read at once and four one by one, against all at once."""
+  kind = Kind(scale=0.5, window=3, softcap=1.0)
+  q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 9, 2, 4))
+  valid = jnp.arange(9)[None] >= jnp.array([[0], [2]])
+  cache = (jnp.zeros((2, 9, 2, 4)),) * 2
+  outs = []
+  for part in (slice(0, 5), *(slice(i, i + 1) for i in range(5, 9))):
+    attend = _cached_attention(part.start, jnp.array([0, 2]))
+    now = (x[:, part] for x in (q, k, v))
+    out, cache = attend(*now, cache, kind)
+    outs.append(out)
+  found = jnp.concatenate(outs, axis=1)[valid]
+  expected, _ = padded_attention(valid)(q, k, v, None, kind)
+  np.testing.assert_allclose(found, expected[valid], atol=1e-6)
+  for other in (kind._replace(window=4), kind._replace(softcap=0.0)):
+    wrong, _ = padded_attention(valid)(q, k, v, None, other)
+    assert np.abs(found - wrong[valid]).max() > 1e-2
 
 
 def test_one_candidate_is_greedy(model):

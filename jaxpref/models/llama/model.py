@@ -22,7 +22,7 @@ from jaxpref.models.layers import (
   stack_layers,
 )
 from jaxpref.models.llama.config import LlamaConfig
-from jaxpref.ops.attention import Attend
+from jaxpref.ops.attention import Attend, Kind
 from jaxpref.ops.rope import angles, rotate
 from jaxpref.sharding import constrain
 
@@ -146,6 +146,7 @@ class Attention(nnx.Module):
     self.k = make(embed, kv_heads)
     self.v = make(embed, kv_heads)
     self.o = make(heads, embed)
+    self.scale = config.head_dim**-0.5
 
   def __call__(
     self,
@@ -156,7 +157,7 @@ class Attention(nnx.Module):
     item: Any,
   ) -> tuple[Float[Array, "rows tokens embed"], Any]:
     q, k = rotate(self.q(x), cos, sin), rotate(self.k(x), cos, sin)
-    out, item = attend(q, k, self.v(x), item)
+    out, item = attend(q, k, self.v(x), item, Kind(self.scale))
     return self.o(out), item
 
 

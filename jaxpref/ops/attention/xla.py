@@ -1,21 +1,15 @@
-"""Attention over causal sequences, and what brings packed rows into them."""
+"""Attention in plain XLA: the form that runs anywhere."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32
 
+from jaxpref.ops.attention.kind import Kind, sees
 from jaxpref.types import checked
-
-Attend = Callable[..., tuple[jax.Array, Any]]
-"""attend(q, k, v, item) -> (out, item_out), as models call it.
-
-q and out are [rows, tokens, heads, head_dim], k and v have kv_heads; `item` is
-what the layer keeps between calls (a cache), None in training.
-"""
 
 _BLOCK = 32  # queries; measured on CPU as the fastest of 24 to 512
 _MAX_BLOCKS = 16  # more would hardly save triangle, but compile longer
@@ -27,59 +21,18 @@ def causal_attention(
   q: Float[Array, "sequences length heads head_dim"],
   k: Float[Array, "sequences length kv_heads head_dim"],
   v: Float[Array, "sequences length kv_heads head_dim"],
+  kind: Kind,
 ) -> Float[Array, "sequences length heads head_dim"]:
-  """softmax(q k' / sqrt(head_dim)) v, each token seeing itself and the past.
+  """softmax(scale q k') v, each token seeing itself and the past.
 
   Heads share keys and values in groups of heads / kv_heads, nothing repeated.
-  Queries go in blocks, each with the keys up to its end, so that most of the
-  upper triangle is never computed; the backward pass computes probabilities
-  again instead of keeping them (on CPU 1.5 to 2 times as fast as the plain
-  einsums, and less memory). Softmax is float32.
+  Queries go in blocks, each with the keys up to its end and from the start of
+  its first query's window, so that most of what is hidden is never computed;
+  the backward pass computes probabilities again instead of keeping them (on
+  CPU 1.5 to 2 times as fast as the plain einsums, and less memory). Softmax is
+  float32.
   """
-  return _causal(q, k, v)
-
-
-def packed_attention(
-  expand: Sequence[Int32[Array, "rows _ _"]],
-  collapse: Int32[Array, "rows tokens"],
-) -> Attend:
-  """Attention of packed rows; arguments as in `types.TextBatch`.
-
-  Gathers stay within a row, so rows may be spread over devices freely.
-  """
-
-  def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, item: Any
-  ) -> tuple[jax.Array, Any]:
-    outs = []
-    for index in expand:
-      rows, sequences, length = index.shape
-      flat = index.reshape(rows, sequences * length)
-      split = (rows * sequences, length)
-      parts = (_take(x, flat).reshape(*split, *x.shape[2:]) for x in (q, k, v))
-      out = causal_attention(*parts)
-      outs.append(out.reshape(rows, sequences * length, *q.shape[2:]))
-    return _take(jnp.concatenate(outs, axis=1), collapse), item
-
-  return attend
-
-
-def padded_attention(valid: Bool[Array, "rows tokens"]) -> Attend:
-  """Causal attention of one sequence a row, padded on the left or right.
-
-  A padded token sees itself alone, so that nothing becomes NaN.
-  """
-  length = valid.shape[1]
-  causal = jnp.tril(jnp.ones((1, length, length), bool))
-  itself = jnp.eye(length, dtype=bool)[None]
-  mask = (causal & valid[:, None, :] & valid[:, :, None]) | itself
-
-  def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, item: Any
-  ) -> tuple[jax.Array, Any]:
-    return masked_attention(q, k, v, mask), item
-
-  return attend
+  return _causal(q, k, v, kind)
 
 
 @checked
@@ -87,12 +40,17 @@ def masked_attention(
   q: Float[Array, "rows queries heads head_dim"],
   k: Float[Array, "rows places kv_heads head_dim"],
   v: Float[Array, "rows places kv_heads head_dim"],
-  seen: Bool[Array, "rows queries places"],
+  seen: Bool[Array, "#rows queries places"],
+  kind: Kind,
 ) -> Float[Array, "rows queries heads head_dim"]:
-  """Attention under any mask; each query must see something."""
+  """Attention under any mask, in which each query must see something.
+
+  The mask is the caller's, and so is the window of `kind` in it.
+  """
   q = _group(q, k.shape[2])
   k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-  probs = jax.nn.softmax(_scores(q, k, seen[:, None, None]), axis=-1)
+  scores = _scores(q, k, seen[:, None, None], kind)
+  probs = jax.nn.softmax(scores, axis=-1)
   return _ungroup(_mix(probs, v).astype(q.dtype))
 
 
@@ -101,24 +59,23 @@ def masked_attention(
 # dimension, so that each is one product per sequence and key-value head.
 
 
-@jax.custom_vjp
-def _causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  return _causal_forward(q, k, v)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _causal(q: jax.Array, k: jax.Array, v: jax.Array, kind: Kind) -> jax.Array:
+  return _causal_forward(q, k, v, kind)[0]
 
 
 def _causal_forward(
-  q_BLHD: jax.Array, k_BLKD: jax.Array, v_BLKD: jax.Array
+  q_BLHD: jax.Array, k_BLKD: jax.Array, v_BLKD: jax.Array, kind: Kind
 ) -> tuple[jax.Array, Any]:
   q = _group(q_BLHD, k_BLKD.shape[2])
   k, v = k_BLKD.swapaxes(1, 2), v_BLKD.swapaxes(1, 2)
   outs, log_sums = [], []
-  for start, stop in _blocks(q.shape[3]):
-    at_v = v[:, :, :stop]
-    scores = _causal_scores(q, k, start, stop)
+  for block in _blocks(q.shape[3], kind.window):
+    scores = _block_scores(q, k, block, kind)
     largest = jnp.max(scores, axis=-1, keepdims=True)
     exp = jnp.exp(scores - largest)
     total = jnp.sum(exp, axis=-1, keepdims=True)
-    outs.append((_mix(exp, at_v) / total).astype(v.dtype))
+    outs.append((_mix(exp, v[:, :, block.keys]) / total).astype(v.dtype))
     log_sums.append(largest + jnp.log(total))
   out = _ungroup(jnp.concatenate(outs, axis=3))
   kept = (q_BLHD, k_BLKD, v_BLKD, out, jnp.concatenate(log_sums, axis=3))
@@ -126,10 +83,10 @@ def _causal_forward(
 
 
 def _causal_backward(
-  kept: Any, grad_BLHD: jax.Array
+  kind: Kind, kept: Any, grad_BLHD: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   q_BLHD, k_BLKD, v_BLKD, out_BLHD, log_sum = kept
-  num_kv, scale = k_BLKD.shape[2], q_BLHD.shape[3] ** -0.5
+  num_kv = k_BLKD.shape[2]
   q, grad = _group(q_BLHD, num_kv), _group(grad_BLHD, num_kv)
   k, v = k_BLKD.swapaxes(1, 2), v_BLKD.swapaxes(1, 2)
   # What the softmax's gradient subtracts: sum_s p_s (grad . v_s).
@@ -138,17 +95,18 @@ def _causal_backward(
   q_grads = []
   k_grad = jnp.zeros(k.shape, jnp.float32)
   v_grad = jnp.zeros(v.shape, jnp.float32)
-  for start, stop in _blocks(q.shape[3]):
-    at = slice(start, stop)
-    scores = _causal_scores(q, k, start, stop)
+  for block in _blocks(q.shape[3], kind.window):
+    at, keys = block.queries, block.keys
+    scores = _block_scores(q, k, block, kind)
     probs = jnp.exp(scores - log_sum[:, :, :, at])
-    probs_grad = _scores_of(grad[:, :, :, at], v[:, :, :stop])
-    scores_grad = scale * probs * (probs_grad - shift[:, :, :, at])
-    q_grads.append(_mix(scores_grad, k[:, :, :stop]).astype(q.dtype))
+    probs_grad = _scores_of(grad[:, :, :, at], v[:, :, keys])
+    scores_grad = probs * (probs_grad - shift[:, :, :, at])
+    scores_grad = scores_grad * _scores_slope(scores, kind)
+    q_grads.append(_mix(scores_grad, k[:, :, keys]).astype(q.dtype))
     k_part = _mix_back(scores_grad, q[:, :, :, at])
     v_part = _mix_back(probs, grad[:, :, :, at])
-    k_grad = k_grad.at[:, :, :stop].add(k_part)
-    v_grad = v_grad.at[:, :, :stop].add(v_part)
+    k_grad = k_grad.at[:, :, keys].add(k_part)
+    v_grad = v_grad.at[:, :, keys].add(v_part)
   return (
     _ungroup(jnp.concatenate(q_grads, axis=3)),
     k_grad.astype(k.dtype).swapaxes(1, 2),
@@ -159,28 +117,53 @@ def _causal_backward(
 _causal.defvjp(_causal_forward, _causal_backward)
 
 
-def _blocks(length: int) -> Iterator[tuple[int, int]]:
+class _Block(NamedTuple):
+  """Queries, and all keys that any of them sees."""
+
+  queries: slice
+  keys: slice
+
+
+def _blocks(length: int, window: int) -> Iterator[_Block]:
   size = max(_BLOCK, -(-length // _MAX_BLOCKS))
-  return ((at, min(at + size, length)) for at in range(0, length, size))
+  for start in range(0, length, size):
+    stop = min(start + size, length)
+    first = max(0, start + 1 - window) if window else 0
+    yield _Block(slice(start, stop), slice(first, stop))
 
 
-def _causal_scores(
+def _block_scores(
   q: Float[Array, "B K G L D"],
   k: Float[Array, "B K L D"],
-  start: int,
-  stop: int,
-) -> Float32[Array, "B K G block stop"]:
-  seen = jnp.arange(stop)[None, :] <= jnp.arange(start, stop)[:, None]
-  return _scores(q[:, :, :, start:stop], k[:, :, :stop], seen[None, None, None])
+  block: _Block,
+  kind: Kind,
+) -> Float32[Array, "B K G block keys"]:
+  query, key = (jnp.arange(part.start, part.stop) for part in block)
+  seen = sees(query[:, None], key[None], kind.window)[None, None, None]
+  return _scores(q[:, :, :, block.queries], k[:, :, block.keys], seen, kind)
 
 
 def _scores(
   q: Float[Array, "B K G L D"],
   k: Float[Array, "B K S D"],
   seen: Bool[Array, "#B 1 1 L S"],
+  kind: Kind,
 ) -> Float32[Array, "B K G L S"]:
-  scale = jnp.float32(q.shape[-1] ** -0.5)
-  return jnp.where(seen, scale * _scores_of(q, k), _HIDDEN)
+  scores = kind.scale * _scores_of(q, k)
+  if kind.softcap:
+    scores = kind.softcap * jnp.tanh(scores / kind.softcap)
+  return jnp.where(seen, scores, _HIDDEN)
+
+
+def _scores_slope(
+  scores: Float32[Array, "B K G L S"], kind: Kind
+) -> Float32[Array, "B K G L S"] | float:
+  """The derivative of `_scores` by q·k; anything where they are hidden."""
+  if not kind.softcap:
+    return kind.scale
+  # At least -1, which is 0 in the end: of _HIDDEN, whose square is infinite.
+  tanh = jnp.maximum(scores / kind.softcap, -1.0)
+  return kind.scale * (1.0 - tanh * tanh)
 
 
 def _scores_of(
@@ -220,10 +203,3 @@ def _ungroup(x: Float[Array, "B K G L D"]) -> Float[Array, "B L H D"]:
 
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-
-def _take(
-  x: Float[Array, "rows tokens heads head_dim"],
-  index: Int32[Array, "rows places"],
-) -> Float[Array, "rows places heads head_dim"]:
-  return jax.vmap(lambda row, at: row[at])(x, index)
