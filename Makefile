@@ -60,7 +60,7 @@ clean:
 
 .venv/installed-test: .venv/created pyproject.toml constraints.txt
 	@echo "Installing into .venv; the first time this takes a few minutes."
-	$(PIP) install --quiet -c constraints.txt -e '.[test]'
+	$(PIP) install --quiet -c constraints.txt -e '.[test,plan]'
 	@touch $@ .venv/installed
 
 .venv/created:

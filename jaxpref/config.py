@@ -52,6 +52,7 @@ class Model:
   dtype: str = "auto"  # of compute: bfloat16 on accelerators, float32 on CPU
   param_dtype: str = "float32"  # bfloat16 is for weights below an adapter
   remat: str = "nothing_saveable"  # a jax.checkpoint policy; '' = keep all
+  attention: str = "auto"  # what computes it: auto | xla | cudnn | splash
   head_block: int = 512  # response tokens of a row scored at a time
   lora: Lora = Lora()
 
@@ -153,6 +154,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "model.family": ("llama",),
   "model.dtype": ("auto", "float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),
+  "model.attention": ("auto", "xla", "cudnn", "splash"),
   "reference.mode": ("auto", "live", "cached", "base", "none"),
   "data.truncate": ("drop", "keep_start", "keep_end"),
   "optimizer.name": ("adamw",),

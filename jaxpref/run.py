@@ -53,6 +53,7 @@ from jaxpref.models.source import (
   eos_ids,
   open_source,
 )
+from jaxpref.ops.attention import resolve_backend
 from jaxpref.report import write_report
 from jaxpref.summary import before_and_after
 from jaxpref.types import Params
@@ -71,6 +72,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   find_loss(settings.loss)
   check_mode(settings)
   mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
+  resolve_backend(settings.model.attention, mesh.devices.flat[0].platform)
   folder = settings.model.tokenizer or settings.model.path
   tokenizer = tokenizers.load(folder)
   train, test = _prepare(settings, folder)

@@ -1,6 +1,6 @@
 """Logical axes to mesh axes: the only file that knows the mesh."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 from typing import Any
 
@@ -112,6 +112,38 @@ def row_shards() -> int:
   """Over how many shards the current mesh spreads rows; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
+
+
+def current_platform() -> str:
+  """cpu, gpu or tpu: what the current mesh's devices are.
+
+  Not always this process's: a plan compiles for others. Without a mesh, it is.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def per_device(
+  function: Callable[..., jax.Array],
+  inputs: Sequence[Sequence[str]],
+  output: Sequence[str],
+) -> Callable[..., jax.Array]:
+  """The function, run by each device on its own part of the arrays.
+
+  Args:
+    function: of arrays alone; what it does must not depend on the other parts.
+    inputs: the logical axes of each of its arguments.
+    output: the logical axes of its result.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return function
+  # Kernels do not say over which axes their results vary, hence no check.
+  return jax.shard_map(
+    function,
+    in_specs=tuple(spec(axes) for axes in inputs),
+    out_specs=spec(output),
+    check_vma=False,
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

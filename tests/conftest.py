@@ -40,6 +40,10 @@ import pytest
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+_NO_LIBTPU = (
+  "no TPU compiler: it comes with the extra `plan`, which `make test` installs"
+)
+
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
@@ -52,6 +56,21 @@ def shared() -> pathlib.Path:
       "JAXPREF_SHARED points"
     )
   return folder
+
+
+@pytest.fixture(scope="session")
+def tpu_devices() -> Sequence[Any]:
+  """Eight chips of a TPU v5e that is not there, to compile for."""
+  pytest.importorskip("libtpu", reason=_NO_LIBTPU)
+  # Else it looks for a TPU of this machine, and lets one process at a time
+  # look, for the TPU's sake.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  from jax.experimental import topologies
+
+  return topologies.get_topology_desc("v5e:2x4", platform="tpu").devices
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from jaxpref.files import replacing
 _FREE = (
   "train.steps", "train.log_every", "train.eval_every",
   "train.checkpoint_every", "data.epochs", "data.rows_per_device",
-  "data.row_length", "model.remat", "model.head_block", "mesh.", "sample.",
-  "score.", "stages", "reference.mode",
+  "data.row_length", "model.remat", "model.attention", "model.head_block",
+  "mesh.", "sample.", "score.", "stages", "reference.mode",
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from jaxpref.fit.merge import merge_micro_batches
 from jaxpref.fit.views import Views
 from jaxpref.models.build import Definition, bind
 from jaxpref.models.lora import overlay
-from jaxpref.ops.attention import packed_attention
+from jaxpref.ops.attention import packed_attention, sequence_attention
 from jaxpref.ops.logprob import token_logp
 from jaxpref.types import Params, Term, TextBatch, sum_valid
 
@@ -72,7 +72,11 @@ def score_text(
 ) -> Float32[Array, "rows responses"]:
   """Log-probability of every response token of packed rows, in nats."""
   model = bind(definition, params, dropout_key)
-  attend = packed_attention(batch.expand, batch.collapse)
+  attend = packed_attention(
+    batch.expand,
+    batch.collapse,
+    functools.partial(sequence_attention, backend=definition.attention),
+  )
   hidden, _ = model(batch.tokens, batch.position, attend)
   # The head sees only the states that predict a response token.
   hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)

@@ -25,6 +25,7 @@ from jaxpref.models.build import Definition
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.lora import overlay
 from jaxpref.models.source import Source, compute_dtype
+from jaxpref.ops.attention import resolve_backend
 from jaxpref.types import Params, TextBatch
 
 # A model and its copy may differ in these: no log-prob depends on them.
@@ -149,13 +150,15 @@ def reference_logps(
   """
   data = steps.data
   whole = definition.base or definition
+  platform = sharding.current_platform()
   store = ReferenceStore(
     config.cache_folder() / "reference",
     version=_VERSION,
     weights=weights,
     dtype=dtype,
     param_dtype=str(jax.tree.leaves(whole.shapes)[0].dtype),
-    backend=jax.default_backend(),
+    platform=platform,
+    attention=resolve_backend(definition.attention, platform),
   )
   values, own = store.find(data)
   # Computing takes all processes, and each may have a disk of its own.

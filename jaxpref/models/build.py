@@ -36,6 +36,7 @@ class Definition(NamedTuple):
   axes: dict[str, Any]  # a tuple of logical axes at each leaf
   lora: Lora = Lora()
   base: "Definition | None" = None
+  attention: str = "auto"  # the back end, see `ops.attention`
 
 
 def define(
@@ -44,6 +45,7 @@ def define(
   dtype: DTypeLike,
   param_dtype: DTypeLike = "float32",
   remat: str = "nothing_saveable",
+  attention: str = "auto",
   lora: Lora = Lora(),  # noqa: B008
 ) -> Definition:
   """The model's structure; nothing is allocated.
@@ -53,6 +55,7 @@ def define(
     dtype: of activations.
     param_dtype: of parameters; an adapter's are float32.
     remat: name of a jax.checkpoint policy, '' to keep all activations.
+    attention: the back end of packed rows, see `ops.attention`.
     lora: the adapter; none where the rank is 0.
 
   Raises UserError for a policy that there is not, and for an adapter whose
@@ -67,7 +70,7 @@ def define(
     Llama, config, dtype=dtype, param_dtype=param_dtype, remat=remat
   )
   model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0)))
-  base = Definition(config, *_parts(model, nnx.Param))
+  base = Definition(config, *_parts(model, nnx.Param), attention=attention)
   if not lora.rank:
     return base
   targets = lora_targets(config, lora)
@@ -79,7 +82,8 @@ def define(
     return adapted
 
   model = nnx.eval_shape(make_adapted)
-  return Definition(config, *_parts(model, nnx.LoRAParam), lora, base)
+  parts = _parts(model, nnx.LoRAParam)
+  return Definition(config, *parts, lora, base, attention)
 
 
 def bind(

@@ -87,6 +87,7 @@ def open_source(settings: config.Model, *, seed: int, tokenizer: Any) -> Source:
     dtype=compute_dtype(settings),
     param_dtype=settings.param_dtype,
     remat=settings.remat,
+    attention=settings.attention,
     lora=settings.lora,
   )
   if settings.path:

@@ -7,17 +7,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
+from jaxpref.ops.attention.backends import Attention, sequence_attention
 from jaxpref.ops.attention.kind import Attend, Kind, sees
-from jaxpref.ops.attention.xla import causal_attention, masked_attention
+from jaxpref.ops.attention.xla import masked_attention
 
 
 def packed_attention(
   expand: Sequence[Int32[Array, "rows _ _"]],
   collapse: Int32[Array, "rows tokens"],
+  attention: Attention = sequence_attention,
 ) -> Attend:
-  """Attention of packed rows; arguments as in `types.TextBatch`.
+  """Attention of packed rows.
 
-  Gathers stay within a row, so rows may be spread over devices freely.
+  A row's shared tokens are gathered into causal sequences, one a response, and
+  what these attend to is gathered back. Gathers stay within a row, so rows may
+  be spread over devices freely.
+
+  Args:
+    expand: as in `types.TextBatch`.
+    collapse: as in `types.TextBatch`.
+    attention: of the sequences.
   """
 
   def attend(
@@ -30,7 +39,7 @@ def packed_attention(
       split = (rows * sequences, length)
       gathered = (_take(x, flat) for x in (q, k, v))
       parts = [x.reshape(*split, *x.shape[2:]) for x in gathered]
-      out = causal_attention(parts[0], parts[1], parts[2], kind)
+      out = attention(parts[0], parts[1], parts[2], kind)
       outs.append(out.reshape(rows, sequences * length, *q.shape[2:]))
     return _take(jnp.concatenate(outs, axis=1), collapse), item
 
