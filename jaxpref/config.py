@@ -53,7 +53,7 @@ class Model:
   param_dtype: str = "float32"  # bfloat16 is for weights below an adapter
   remat: str = "nothing_saveable"  # a jax.checkpoint policy; '' = keep all
   attention: str = "auto"  # what computes it: auto | xla | cudnn | splash
-  head_block: int = 512  # response tokens of a row scored at a time
+  head_block: int = 2048  # vocabulary entries scored at a time
   lora: Lora = Lora()
 
 

@@ -108,10 +108,11 @@ def batch_sharding(mesh: Mesh, *, axis: int) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*(None,) * axis, RULES["batch"]))
 
 
-def row_shards() -> int:
-  """Over how many shards the current mesh spreads rows; 1 without a mesh."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return math.prod(mesh.shape.get(axis, 1) for axis in RULES["batch"])
+def shards(axis: str) -> int:
+  """Into how many the current mesh cuts a logical axis; 1 without a mesh."""
+  mesh, rule = jax.sharding.get_abstract_mesh(), RULES[axis]
+  names = rule if isinstance(rule, tuple) else (rule,)
+  return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
 def current_platform() -> str:
@@ -124,26 +125,61 @@ def current_platform() -> str:
 
 
 def per_device(
-  function: Callable[..., jax.Array],
-  inputs: Sequence[Sequence[str]],
-  output: Sequence[str],
-) -> Callable[..., jax.Array]:
+  function: Callable[..., Any], inputs: Sequence[Any], output: Any
+) -> Callable[..., Any]:
   """The function, run by each device on its own part of the arrays.
 
   Args:
-    function: of arrays alone; what it does must not depend on the other parts.
+    function: of arrays alone; it says by `sum_over` and the like what it needs
+      of the other parts.
     inputs: the logical axes of each of its arguments.
-    output: the logical axes of its result.
+    output: the logical axes of its result, or of each in a tuple of results.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return function
+
+  def is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and not any(isinstance(y, tuple) for y in x)
+
   # Kernels do not say over which axes their results vary, hence no check.
   return jax.shard_map(
     function,
     in_specs=tuple(spec(axes) for axes in inputs),
-    out_specs=spec(output),
+    out_specs=jax.tree.map(spec, output, is_leaf=is_axes),
     check_vma=False,
   )
+
+
+# Below: for inside `per_device`, of a value on each device.
+
+
+def shard(axis: str) -> jax.Array | int:
+  """Which shard of a logical axis this device has."""
+  return jax.lax.axis_index(RULES[axis]) if shards(axis) > 1 else 0
+
+
+def sum_over(axis: str, x: Any) -> Any:
+  """Sums over the shards of a logical axis."""
+  return jax.lax.psum(x, RULES[axis]) if shards(axis) > 1 else x
+
+
+def max_over(axis: str, x: jax.Array) -> jax.Array:
+  """The largest over the shards of a logical axis."""
+  return jax.lax.pmax(x, RULES[axis]) if shards(axis) > 1 else x
+
+
+def sum_rows_into(axis: str, x: jax.Array) -> jax.Array:
+  """Sums over the shards of rows; each keeps its shard of dimension 0.
+
+  `axis` is the logical axis of that dimension, which lies on "fsdp" or on none.
+  """
+  mesh, scattered = jax.sharding.get_abstract_mesh(), RULES[axis]
+  if mesh.empty:
+    return x
+  if scattered:
+    x = jax.lax.psum_scatter(x, scattered, tiled=True)
+  rest = tuple(name for name in RULES["batch"] if name != scattered)
+  return jax.lax.psum(x, rest)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

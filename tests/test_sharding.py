@@ -100,9 +100,9 @@ def test_constrain():
   assert y.addressable_shards[0].data.shape == (2, 4, 3)
 
 
-def test_row_shards():
-  assert sharding.row_shards() == 1
+def test_shards():
+  assert sharding.shards("batch") == 1
   with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
-    assert sharding.row_shards() == 4
+    assert sharding.shards("batch") == 4
   with jax.set_mesh(sharding.make_mesh(1, 1, 8)):
-    assert sharding.row_shards() == 1
+    assert sharding.shards("batch") == 1

@@ -232,7 +232,7 @@ def _batches(
     length = max(_SMALLEST_BUCKET, _power_of_two(len(prompt)))
     buckets.setdefault(length, []).append(number)
   batches = []
-  shards = sharding.row_shards()
+  shards = sharding.shards("batch")
   for length, numbers in sorted(buckets.items()):
     for start in range(0, len(numbers), batch_size):
       chosen = numbers[start : start + batch_size]

@@ -1,6 +1,7 @@
 """Token log-probs against log_softmax, and how little memory they take."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,26 +23,28 @@ def _inputs(dtype="float32", rows=ROWS):
   return hidden, kernel, target
 
 
-def _plain(hidden, kernel, target):
+def _plain(hidden, kernel, target, softcap=0.0):
   logits = jnp.einsum(
     "rtd,dv->rtv",
     hidden.astype(jnp.float32),
     kernel.astype(jnp.float32),
     precision="highest",
   )
+  if softcap:
+    logits = softcap * jnp.tanh(logits / softcap)
   logp = jax.nn.log_softmax(logits)
   return jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
 
 
-def _grads(logp, hidden, kernel, target):
+def _grads(logp, hidden, kernel, target, argnums=(0, 1)):
   """Of a sum whose terms differ, so that a wrong order of tokens is seen."""
   probe = jnp.sin(jnp.arange(target.size)).reshape(target.shape)
   total = lambda hidden, kernel: jnp.sum(probe * logp(hidden, kernel, target))
-  return jax.jit(jax.grad(total, argnums=(0, 1)))(hidden, kernel)
+  return jax.jit(jax.grad(total, argnums=argnums))(hidden, kernel)
 
 
-# One token, blocks that divide 24, that do not, and more than all.
-@pytest.mark.parametrize("block", [1, 5, 6, 7, 24, 23, 100])
+# One entry, blocks that divide 40, that do not, and more than all.
+@pytest.mark.parametrize("block", [1, 7, 8, 39, 40, 100])
 def test_log_softmax(block):
   inputs = _inputs()
   ours = functools.partial(token_logp, block=block)
@@ -50,6 +53,41 @@ def test_log_softmax(block):
   # Measured: 4e-6 of values of up to 47, 1e-6 of gradients of up to 10.
   np.testing.assert_allclose(jax.jit(ours)(*inputs), expected, atol=1e-5)
   for a, b in zip(_grads(ours, *inputs), _grads(_plain, *inputs), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("block", [7, 100])
+def test_a_kernel_that_is_not_differentiated(block, softcap):
+  """Its gradient is never formed, and the hidden states' is the same."""
+  inputs = hidden, kernel, target = _inputs()
+  ours = functools.partial(token_logp, block=block, softcap=softcap)
+  plain = functools.partial(_plain, softcap=softcap)
+  expected = _grads(plain, *inputs)[0]
+  # Measured: 1e-6.
+  np.testing.assert_allclose(
+    _grads(ours, *inputs, argnums=0), expected, atol=1e-5
+  )
+  halves = _grads(ours, *inputs)  # the same from the other way of forming it
+  np.testing.assert_allclose(halves[0], expected, atol=1e-5)
+  total = lambda hidden, kernel: jnp.sum(ours(hidden, kernel, target))
+  products = lambda program: str(program).count("dot_general")
+  frozen = jax.make_jaxpr(jax.grad(total))(hidden, kernel)
+  trained = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(hidden, kernel)
+  assert (products(frozen), products(trained)) == (2, 4)
+
+
+@pytest.mark.parametrize("argnums", [0, (0, 1)], ids=["frozen", "trained"])
+def test_softcap(argnums):
+  inputs = _inputs()
+  ours = functools.partial(token_logp, block=7, softcap=5.0)
+  plain = functools.partial(_plain, softcap=5.0)
+  assert np.abs(plain(*inputs) - _plain(*inputs)).max() > 1
+  # Measured: 2e-6.
+  np.testing.assert_allclose(ours(*inputs), plain(*inputs), atol=1e-5)
+  expected = _grads(plain, *inputs, argnums=argnums)
+  found = _grads(ours, *inputs, argnums=argnums)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -94,7 +132,7 @@ def test_very_large_logits_stay_finite():
     assert np.isfinite(grad).all()
 
 
-@pytest.mark.parametrize("what", ["forward", "backward"])
+@pytest.mark.parametrize("what", ["forward", "frozen", "trained"])
 def test_logits_are_never_whole(what):
   """Temporary memory by tokens, not by tokens times vocabulary."""
   tokens, embed, vocab, block = 16384, 8, 4096, 64
@@ -105,17 +143,23 @@ def test_logits_are_never_whole(what):
 
   def temporary(logp):
     total = lambda *args: jnp.sum(logp(*args))
-    function = jax.grad(total, argnums=(0, 1)) if what == "backward" else logp
+    functions = {
+      "forward": logp,
+      "frozen": jax.grad(total),
+      "trained": jax.grad(total, argnums=(0, 1)),
+    }
+    function = functions[what]
     compiled = jax.jit(function).lower(*shapes, target).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  # The logits of a block are 1 MiB, of 256 MiB for all.
-  assert temporary(functools.partial(token_logp, block=block)) < logits / 32
+  # The logits of a block are 4 MiB, of 256 MiB for all.
+  assert temporary(functools.partial(token_logp, block=block)) < logits / 16
   assert temporary(_plain) >= logits  # the measure would have seen it
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 8), (2, 2, 2), (1, 8, 1)], ids=str)
-def test_sharded_vocabulary(sizes):
+@pytest.mark.parametrize("argnums", [0, (0, 1)], ids=["frozen", "trained"])
+def test_sharded_vocabulary(sizes, argnums):
   mesh = sharding.make_mesh(*sizes)
   inputs = hidden, kernel, target = _inputs(rows=8)
   place = functools.partial(jax.NamedSharding, mesh)
@@ -125,20 +169,39 @@ def test_sharded_vocabulary(sizes):
     jax.device_put(kernel, place(sharding.spec(("embed", "vocab")))),
     jax.device_put(target, rows),
   )
-  ours = functools.partial(token_logp, block=5)
+
+  @jax.jit
+  def both(hidden, kernel, target):
+    ours = functools.partial(token_logp, block=3)
+    values = ours(hidden, kernel, target)
+    return values, _grads(ours, hidden, kernel, target, argnums)
+
   with jax.set_mesh(mesh):
-    values = jax.jit(ours)(*placed)
-    grads = _grads(ours, *placed)
-    compiled = jax.jit(ours).lower(*placed).compile().as_text()
+    compiled = both.lower(*placed).compile()
+    values, grads = compiled(*placed)
   # Measured: 4e-6 and 1e-6.
   np.testing.assert_allclose(values, _plain(*inputs), atol=1e-5)
-  for a, b in zip(grads, _grads(_plain, *inputs), strict=True):
+  expected = _grads(_plain, *inputs, argnums)
+  for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected)):
     np.testing.assert_allclose(a, b, atol=1e-5)
-  # Each shard of the vocabulary keeps its part of the logits.
-  shard = f"f32[{8 // sizes[0] // sizes[1]},5,{VOCAB // sizes[2]}]"
-  assert shard in compiled
-  assert sizes[2] == 1 or not any(
-    f",5,{VOCAB}]" in line for line in compiled.splitlines()
+  _check_traffic(compiled.as_text(), sizes)
+
+
+def _check_traffic(program, sizes):
+  """Logits stay where they are; a kernel is gathered whole, not by block."""
+  tensor = sizes[2]
+  gathered = set(re.findall(r"= f32\[([\d,]+)\]\S* all-gather", program))
+  whole = f"{EMBED},{VOCAB // tensor}"  # over fsdp; the vocabulary stays cut
+  assert gathered <= ({whole} if sizes[1] > 1 else set())
+  loops = re.findall(r"op_name=\"[^\"]*while/body[^\"]*\"", program)
+  assert loops
+  assert not any("all_gather" in line for line in loops)
+  # Each shard scores its part: of 3 entries, in blocks of as even a size.
+  rows = 8 // sizes[0] // sizes[1]
+  parts = -(-(VOCAB // tensor) // 3)
+  size = -(-(VOCAB // tensor) // parts)
+  assert f"f32[{rows},{TOKENS},{size}]" in program or (
+    f"f32[{rows * TOKENS},{size}]" in program
   )
 
 
