@@ -80,7 +80,13 @@ def score_text(
   hidden, _ = model(batch.tokens, batch.position, attend)
   # The head sees only the states that predict a response token.
   hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
-  return token_logp(hidden, model.head_kernel(), batch.target, block=head_block)
+  return token_logp(
+    hidden,
+    model.head_kernel(),
+    batch.target,
+    block=head_block,
+    softcap=definition.config.final_logit_softcapping,
+  )
 
 
 def text_objective(

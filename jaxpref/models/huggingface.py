@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import contextlib
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,13 @@ from jaxpref.errors import UserError
 from jaxpref.models.build import Definition
 from jaxpref.models.export import save_pretrained
 from jaxpref.models.llama.config import LlamaConfig
-from jaxpref.models.llama.weights import IGNORED, TIED, Weight, weights
+from jaxpref.models.llama.weights import (
+  IGNORED,
+  TIED,
+  Weight,
+  text_names,
+  weights,
+)
 from jaxpref.types import Params
 
 __all__ = ["check_params", "load_params", "read_config", "save_pretrained"]
@@ -92,10 +98,34 @@ def read_json(path: pathlib.Path) -> Any:
     ) from error
 
 
+class _Renamed(NamedTuple):
+  """An opened file whose tensors have other names."""
+
+  file: Any
+  names: Mapping[str, str]  # of each, the one in the file
+
+  def get_slice(self, name: str) -> Any:
+    return self.file.get_slice(self.names[name])
+
+  def get_tensor(self, name: str) -> np.ndarray:
+    return self.file.get_tensor(self.names[name])
+
+
 def _open_tensors(
   folder: pathlib.Path, stack: contextlib.ExitStack
 ) -> dict[str, tuple[pathlib.Path, Any]]:
   """Of each tensor's name, its file, and that file opened (memory-mapped)."""
+  tensors = _open_all(folder, stack)
+  names = text_names(tensors)
+  return {
+    name: (tensors[own][0], _Renamed(tensors[own][1], names))
+    for name, own in names.items()
+  }
+
+
+def _open_all(
+  folder: pathlib.Path, stack: contextlib.ExitStack
+) -> dict[str, tuple[pathlib.Path, Any]]:
   if (folder / _SINGLE).is_file():
     path = folder / _SINGLE
     file = open_file(path, stack)
@@ -170,8 +200,8 @@ def _check_tensors(
   if extra:
     raise UserError(
       f"{tensors[extra[0]][0]}: {_some(extra)} left over: config.json "
-      "describes a model without them. Correct config.json, or choose a plain "
-      "Llama."
+      "describes a model without them. Correct config.json, or choose another "
+      "model."
     )
   for name, shape in shapes.items():
     path, file = tensors[name]

@@ -6,13 +6,15 @@ softmax and logits are float32. Initial weights are normal with std
 """
 
 from collections.abc import Callable, Sequence
+import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Int32
+from jaxtyping import Array, DTypeLike, Float, Float32, Int32
 
 Init = Callable[[jax.Array, Sequence[int], DTypeLike], jax.Array]
 
@@ -92,8 +94,11 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
   """x / sqrt(mean(x^2) + eps) in float32, rounded, then times the scale.
 
-  Llama rounds to the compute dtype before the scale (Gemma does after).
+  Llama rounds to the compute dtype before the scale; Gemma does after, see
+  `OffsetRMSNorm`.
   """
+
+  init: Init = staticmethod(ones)
 
   def __init__(
     self,
@@ -103,15 +108,27 @@ class RMSNorm(nnx.Module):
     rngs: nnx.Rngs,
     dtypes: Dtypes,
   ):
-    self.scale = param(rngs, (size,), ("norm",), ones, dtypes.params)
+    self.scale = param(rngs, (size,), ("norm",), self.init, dtypes.params)
     self.eps = eps
     self.dtype = dtypes.compute
 
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    x = x.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
-    x = x.astype(self.dtype)
+    x = self._unit(x).astype(self.dtype)
     return x * _lift(self.scale, x)
+
+  def _unit(self, x: Float[Array, "... D"]) -> Float32[Array, "... D"]:
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
+
+
+class OffsetRMSNorm(RMSNorm):
+  """x / sqrt(mean(x^2) + eps) (1 + scale) in float32, then rounded (Gemma)."""
+
+  init: Init = staticmethod(zeros)
+
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    x = self._unit(x)
+    return (x * (1.0 + _lift(self.scale, x))).astype(self.dtype)
 
 
 class Embed(nnx.Module):
@@ -146,9 +163,12 @@ def stack_layers(
   return stack
 
 
+Call = Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]
+
+
 def scan_layers(
   stack: nnx.Module,
-  call: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
+  call: Call | Sequence[Call],
   x: jax.Array,
   per_layer: Any = None,
   *,
@@ -158,24 +178,85 @@ def scan_layers(
 
   Args:
     stack: layers of `stack_layers`.
-    call: one layer; what it closes over is the same for all of them.
+    call: one layer; what it closes over is the same for all of them. Or a
+      function for each layer, the same object where layers do the same: a
+      loop then goes over whole periods (Gemma 3: five local layers and a
+      global one), so that what differs is static.
     x: the residual stream.
     per_layer: a pytree (cache, adapters) with the layer axis first; `item` is
       a layer's slice of it.
-    remat: name of a jax.checkpoint policy; '' keeps all activations.
+    remat: name of a jax.checkpoint policy, applied to each layer; '' keeps
+      all activations.
 
   Returns: x after the last layer, and the outs stacked on axis 0.
   """
   graphdef, params = nnx.split(stack)
+  num_layers = jax.tree.leaves(params)[0].shape[0]
+  calls = [call] * num_layers if callable(call) else call
+  start, outs = 0, []
+  for period, repeats in _periods(calls):
+    size = len(period)
+    end = start + size * repeats
+    # A part of the layers is a copy of their parameters, in models whose
+    # number of layers is no multiple of the period.
+    cut = functools.partial(_cut, slice(start, end), size)
+    xs = jax.tree.map(cut, (params, per_layer))
+    steps = [_step(graphdef, each, n, remat) for n, each in enumerate(period)]
+    x, out = jax.lax.scan(functools.partial(_run, steps), x, xs)
+    outs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), out))
+    start = end
+  if len(outs) == 1:
+    return x, outs[0]
+  return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
 
-  def body(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
-    layer_params, item = xs
+
+def _cut(layers: slice, size: int, leaf: jax.Array) -> jax.Array:
+  """Some of the layers of a leaf, as [repeats, size, ...]."""
+  return leaf[layers].reshape(-1, size, *leaf.shape[1:])
+
+
+def _step(graphdef: Any, call: Call, number: int, remat: str) -> Callable:
+  """One layer of a period, which takes the parameters of all of it.
+
+  Not its own slice of them: that would be kept for the backward pass.
+  """
+
+  def step(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
+    layer_params, item = jax.tree.map(lambda leaf: leaf[number], xs)
     return call(nnx.merge(graphdef, layer_params), x, item)
 
-  if remat:
-    policy = getattr(jax.checkpoint_policies, remat)
-    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-  return jax.lax.scan(body, x, (params, per_layer))
+  if not remat:
+    return step
+  policy = getattr(jax.checkpoint_policies, remat)
+  return jax.checkpoint(step, policy=policy, prevent_cse=False)
+
+
+def _run(steps: Sequence[Callable], x: jax.Array, xs: Any) -> Any:
+  outs = []
+  for step in steps:
+    x, out = step(x, xs)
+    outs.append(out)
+  return x, jax.tree.map(lambda *parts: jnp.stack(parts), *outs)
+
+
+def _periods(calls: Sequence[Call]) -> list[tuple[Sequence[Call], int]]:
+  """Rows of calls and how often each repeats, with few calls in all.
+
+  Each of them is compiled: a period that repeats from the start and runs of
+  equal calls after it, or runs alone.
+  """
+
+  def runs(calls: Sequence[Call]) -> list[tuple[Sequence[Call], int]]:
+    groups = [list(group) for _, group in itertools.groupby(calls)]
+    return [(group[:1], len(group)) for group in groups]
+
+  choices = [runs(calls)]
+  for size in range(2, len(calls) // 2 + 1):
+    period, repeats = calls[:size], 1
+    while calls[size * repeats : size * (repeats + 1)] == period:
+      repeats += 1
+    choices.append([(period, repeats), *runs(calls[size * repeats :])])
+  return min(choices, key=lambda parts: sum(len(part[0]) for part in parts))
 
 
 def _lift(weight: nnx.Param, y: jax.Array) -> jax.Array:

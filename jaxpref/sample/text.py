@@ -155,6 +155,7 @@ def _decode(
 
   def pick(hidden: jax.Array, step: jax.Array | int) -> jax.Array:
     logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+    logits = model.cap(logits)
     if static.greedy:
       return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return sample_token(

@@ -1,4 +1,4 @@
-"""A tiny random Llama of transformers, and the same of ours."""
+"""Tiny random models of transformers, and their folders."""
 
 from collections.abc import Callable, Mapping
 import pathlib
@@ -22,8 +22,8 @@ SIZES = {
 
 @pytest.fixture
 def make_torch() -> Callable[..., Any]:
-  """make_torch(**config) -> LlamaForCausalLM, float32."""
-  return _make_torch
+  """make_torch(**config) -> LlamaForCausalLM or a relative, float32."""
+  return random_torch
 
 
 @pytest.fixture
@@ -37,9 +37,15 @@ def folder_of(tmp_path: pathlib.Path) -> Callable[[Any], pathlib.Path]:
   return save
 
 
-def _make_torch(**given: Any) -> Any:
-  config = transformers.LlamaConfig(**{**SIZES, **_copy(given)})
-  model = transformers.LlamaForCausalLM(config).eval()
+def random_torch(model_type: str = "llama", **given: Any) -> Any:
+  config = transformers.AutoConfig.for_model(
+    model_type, **{**SIZES, **_copy(given)}
+  )
+  # Only the plain implementation has soft-caps.
+  model = transformers.AutoModelForCausalLM.from_config(
+    config, attn_implementation="eager"
+  ).eval()
+  offset = 0.0 if model_type.startswith("gemma") else 1.0
   generator = torch.Generator().manual_seed(0)
   with torch.no_grad():
     for name, weight in model.named_parameters():
@@ -47,7 +53,7 @@ def _make_torch(**given: Any) -> Any:
       # uniform and a wrong RoPE base passes.
       noise = torch.randn(weight.shape, generator=generator)
       if "norm" in name:
-        weight.copy_(1.0 + 0.3 * noise)
+        weight.copy_(offset + 0.3 * noise)
       else:
         weight.copy_(noise * weight.shape[-1] ** -0.5)
   return model

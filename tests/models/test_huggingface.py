@@ -247,3 +247,40 @@ def test_nothing_half_written_is_left(tiny, tmp_path, monkeypatch):
 
 def _fail(*_):
   raise OSError("disk full")
+
+
+@pytest.mark.parametrize("prefix", ["language_model.", "model.language_model."])
+def test_the_text_part_of_a_model_of_images(make_torch, folder_of, prefix):
+  """Its tensors are found below the prefixes of transformers 4 and 5."""
+  folder = folder_of(
+    make_torch(
+      "gemma3_text",
+      tie_word_embeddings=True,
+      num_hidden_layers=1,
+      pad_token_id=None,
+    )
+  )
+  _, expected = _load(folder)
+  old = prefix == "language_model."
+  tensors = {
+    prefix + (name if old else name.removeprefix("model.")): tensor
+    for name, tensor in _tensors(folder).items()
+  }
+  images = "" if old else "model."
+  tensors[f"{images}vision_tower.patch.weight"] = np.zeros(3, np.float32)
+  tensors[f"{images}multi_modal_projector.weight"] = np.zeros(3, np.float32)
+  safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+  text = json.loads((folder / "config.json").read_text())
+  whole = {"model_type": "gemma3", "text_config": text, "vision_config": {}}
+  (folder / "config.json").write_text(json.dumps(whole))
+  definition, params = _load(folder)
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
+  save_pretrained(folder.with_name("out"), definition, params)
+  again = transformers.AutoModelForCausalLM.from_pretrained(
+    folder.with_name("out")
+  )
+  assert type(again).__name__ == "Gemma3ForCausalLM"
+  tensors["stray.weight"] = np.zeros(3, np.float32)
+  safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+  with pytest.raises(UserError, match=r"stray\.weight is left over"):
+    _load(folder)

@@ -46,9 +46,28 @@ def test_stories_greedy_text(shared):
   assert text.strip() == expected.strip()
 
 
-def test_greedy_is_the_likeliest_token_of_the_whole_sequence(model):
+# Soft-caps, windows shorter than the texts, three layers in periods of two.
+GEMMA = LlamaConfig.from_arch(
+  {
+    "model_type": "gemma2",
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "sliding_window": 3,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 1.0,
+    "initializer_range": 0.3,
+  }
+)
+
+
+@pytest.mark.parametrize("config", [CONFIG, GEMMA], ids=["llama", "gemma2"])
+def test_greedy_is_the_likeliest_token_of_the_whole_sequence(config):
   """The cache, against reading everything again for each token."""
-  definition, params = model
+  definition = define(config, dtype="float32")
+  params = init_params(definition, jax.random.key(0))
   outs = generate(
     definition, params, PROMPTS, max_new_tokens=6, temperature=0.0
   )
@@ -89,6 +108,28 @@ def test_the_cache_keeps_windows_and_caps():
   for other in (kind._replace(window=4), kind._replace(softcap=0.0)):
     wrong, _ = padded_attention(valid)(q, k, v, None, other)
     assert np.abs(found - wrong[valid]).max() > 1e-2
+
+
+def test_capped_logits_are_drawn_from():
+  definition = define(GEMMA, dtype="float32", remat="")
+  params = init_params(definition, jax.random.key(0))
+  outs = generate(definition, params, [[1, 5]] * 16, max_new_tokens=1, seed=3)
+  bound = bind(definition, params)
+  tokens, place = jnp.array([[1, 5]], jnp.int32), jnp.arange(2)[None]
+  attend = padded_attention(jnp.ones((1, 2), bool))
+  hidden, _ = bound(tokens, place.astype(jnp.int32), attend)
+  logits = hidden[:, -1] @ bound.head_kernel()
+  keys = [
+    jax.random.fold_in(jax.random.fold_in(jax.random.key(3), row), 0)
+    for row in range(16)
+  ]
+
+  def drawn(logits):
+    rows = jnp.tile(logits, (16, 1))
+    return sample_token(rows, jnp.stack(keys), temperature=1.0)[:, None]
+
+  assert outs == drawn(jnp.tanh(logits)).tolist()
+  assert outs != drawn(logits).tolist()
 
 
 def test_one_candidate_is_greedy(model):

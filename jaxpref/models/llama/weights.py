@@ -1,5 +1,7 @@
-"""Where each tensor of a Hugging Face Llama stands in our parameters."""
+"""Where each tensor of a Hugging Face folder stands in our parameters."""
 
+from collections.abc import Iterable
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +42,27 @@ IGNORED = ("rotary_emb.inv_freq",)
 TIED = "lm_head.weight"
 """What a tied checkpoint may hold although the embedding says it all."""
 
+_PREFIXES = {  # of transformers 4 and 5, in models that read images too
+  "language_model.model.": "model.",
+  "language_model.lm_head.": "lm_head.",
+  "model.language_model.": "model.",
+}
+_IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+
+
+def text_names(names: Iterable[str]) -> dict[str, str]:
+  """Of each tensor of the part that reads text, its name without that part's.
+
+  Those that read images are left out.
+  """
+  found = {}
+  for name in names:
+    prefix = next((p for p in _PREFIXES if name.startswith(p)), "")
+    plain = _PREFIXES.get(prefix, "") + name.removeprefix(prefix)
+    if not _IMAGES.match(name):
+      found[plain] = name
+  return found
+
 
 def weights(config: LlamaConfig) -> list[Weight]:
   """The table, in the order in which files are written."""
@@ -65,9 +88,21 @@ def weights(config: LlamaConfig) -> list[Weight]:
   ):
     name, path = f"self_attn.{part}_proj", f"attention/{part}"
     add(f"{name}.weight", path, size, "kernel")
-    if config.attention_bias:
+    if config.o_bias if part == "o" else config.qkv_bias:
       add(f"{name}.bias", path, size[:1], "bias")
-  add("post_attention_layernorm.weight", "mlp_norm", (D,), "scale")
+  if config.qk_norm:
+    for part in ("q_norm", "k_norm"):
+      shape = (config.head_dim,)
+      add(f"self_attn.{part}.weight", f"attention/{part}", shape, "scale")
+  norms = {"post_attention_layernorm": "mlp_norm"}
+  if config.post_norms:  # Gemma has that name for a norm at another place
+    norms = {
+      "post_attention_layernorm": "attention_out_norm",
+      "pre_feedforward_layernorm": "mlp_norm",
+      "post_feedforward_layernorm": "mlp_out_norm",
+    }
+  for name, path in norms.items():
+    add(f"{name}.weight", path, (D,), "scale")
   for part, size in (("gate", (F, D)), ("up", (F, D)), ("down", (D, F))):
     name, path = f"mlp.{part}_proj", f"mlp/{part}"
     add(f"{name}.weight", path, size, "kernel")

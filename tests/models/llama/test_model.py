@@ -1,6 +1,7 @@
 """Logits and gradients against transformers' Llama."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -164,10 +165,25 @@ def _config(**given) -> LlamaConfig:
   return LlamaConfig.from_arch({**arch, **given})
 
 
-def test_packed_rows_match_single_sequences():
+@pytest.mark.parametrize(
+  "others",
+  [
+    {"initializer_range": 1.0},
+    {
+      # Embeddings are scaled, so that these are of order one too.
+      "model_type": "gemma2",
+      "initializer_range": 0.2,
+      "num_hidden_layers": 3,
+      "sliding_window": 3,
+      "attn_logit_softcapping": 2.0,
+    },
+  ],
+  ids=["llama", "gemma2"],
+)
+def test_packed_rows_match_single_sequences(others):
   """Two trees in a row (a prompt and two responses; one and one)."""
   # Embeddings of order one, lest their gradients be fifty times the others.
-  definition = define(_config(initializer_range=1.0), dtype="float32")
+  definition = define(_config(**others), dtype="float32")
   params = init_params(definition, jax.random.key(0))
   tokens = np.random.default_rng(0).integers(0, 64, (1, 16)).astype(np.int32)
   # Tree A: prompt 0-2, responses 3-6 and 7-8. Tree B: prompt 9-11, 12-14;
@@ -265,21 +281,40 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     assert "bf16>, tensor<" in line.split("->")[0], line
 
 
-# One other value for every field that the model reads.
+# One other value for every field that the model reads, of a model in which
+# everything is switched on.
+EVERYTHING = {
+  "model_type": "gemma3_text",
+  "attention_bias": True,
+  "final_logit_softcapping": 30.0,
+  "sliding_window": 4,
+  "sliding_window_pattern": 2,
+  "query_pre_attn_scalar": 8,
+}
 OTHER = {
   "vocab_size": 65,
   "hidden_size": 48,
   "intermediate_size": 40,
-  "num_hidden_layers": 3,
+  "num_hidden_layers": 4,
   "num_attention_heads": 8,
   "num_key_value_heads": 4,
   "head_dim": 16,
   "hidden_act": "relu",
   "max_position_embeddings": 8,
   "rms_norm_eps": 1e-3,
-  "tie_word_embeddings": True,
-  "attention_bias": True,
+  "norm_offset": False,
+  "post_norms": False,
+  "qk_norm": False,
+  "scale_embeddings": False,
+  "tie_word_embeddings": False,
+  "qkv_bias": False,
+  "o_bias": False,
   "mlp_bias": True,
+  "query_pre_attn_scalar": 9,
+  "attn_logit_softcapping": 40.0,
+  "final_logit_softcapping": 0.0,
+  "layer_types": ("full_attention", "sliding_attention"),
+  "sliding_window": 5,
   "initializer_range": 0.5,
   "rope_parameters.rope_type": "linear",
   "rope_parameters.rope_theta": 20.0,
@@ -288,10 +323,16 @@ OTHER = {
   "rope_parameters.high_freq_factor": 3.0,
   "rope_parameters.original_max_position_embeddings": 100,
 }
-EXPORTED = {"bos_token_id": 5, "eos_token_id": (6, 7), "pad_token_id": 8}
+EXPORTED = {
+  "model_type": "gemma2",
+  "bos_token_id": 5,
+  "eos_token_id": (6, 7),
+  "pad_token_id": 8,
+}
 
 
 def _fields() -> list[str]:
+  """Those of the local RoPE are walked by those of the other."""
   names = []
   for field in dataclasses.fields(LlamaConfig):
     value = getattr(LlamaConfig(), field.name)
@@ -304,39 +345,46 @@ def _fields() -> list[str]:
 
 
 def _program(config: LlamaConfig) -> str:
-  definition = define(config, dtype="float32")
+  definition = define(config, dtype="float32", remat="")
 
   def run(key, tokens, position):
     params = init_params(definition, key)
     model = bind(definition, params)
     attend = padded_attention(jnp.ones((1, 8), bool))
     hidden, _ = model(tokens, position, attend)
-    return hidden @ model.head_kernel()
+    return model.cap(hidden @ model.head_kernel())
 
   ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   return jax.jit(run).lower(jax.random.key(0), ids, ids).as_text()
+
+
+@functools.cache
+def _base(kind: str) -> tuple[LlamaConfig, str]:
+  scaling = {"rope_type": kind, "factor": 2.0}
+  if kind == "llama3":
+    scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling |= {"original_max_position_embeddings": 16}
+  config = _config(rope_scaling=scaling, **EVERYTHING)
+  return config, _program(config)
 
 
 @pytest.mark.parametrize("field", _fields())
 def test_every_field_is_read(field):
   *outer, name = field.split(".")
   kind = "dynamic" if name == "max_position_embeddings" else "llama3"
-  scaling = {"rope_type": kind, "factor": 2.0}
-  if kind == "llama3":
-    scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    scaling |= {"original_max_position_embeddings": 16}
-  config = _config(rope_scaling=scaling)
+  config, program = _base(kind)
   if name in EXPORTED:
     changed = dataclasses.replace(config, **{name: EXPORTED[name]})
     assert changed.to_hf() != config.to_hf()
     return
-  value = OTHER[field]
-  if outer:
-    rope = dataclasses.replace(config.rope_parameters, **{name: value})
+  if name == "local_rope_parameters":
+    changed = dataclasses.replace(config, **{name: None})
+  elif outer:
+    rope = dataclasses.replace(config.rope_parameters, **{name: OTHER[field]})
     changed = dataclasses.replace(config, rope_parameters=rope)
   else:
-    changed = dataclasses.replace(config, **{name: value})
-  assert _program(changed) != _program(config)
+    changed = dataclasses.replace(config, **{name: OTHER[field]})
+  assert _program(changed) != program
 
 
 def test_rows_are_sharded_without_communication_of_attention():
