@@ -19,15 +19,15 @@ import safetensors.numpy
 
 from jaxpref import config
 from jaxpref.errors import UserError
-from jaxpref.models.build import Definition, lora_targets
+from jaxpref.models.build import Definition
 from jaxpref.models.export import (
   check_replaceable,
   gather,
   replace_folder,
   write_json,
 )
-from jaxpref.models.huggingface import load_leaf, open_file, read_json
-from jaxpref.models.llama.weights import Weight, weights
+from jaxpref.models.tensors import Tensor, load_leaf, open_file, read_json
+from jaxpref.models.weights import Weight
 from jaxpref.types import Params
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -109,9 +109,8 @@ def load_adapter(
   factors: dict[str, Any] = {}
   with contextlib.ExitStack() as stack:
     path = pathlib.Path(folder) / TENSORS
-    file = open_file(path, stack)
-    tensors = dict.fromkeys(file.keys(), (path, file))
-    _check_tensors(path, file, definition)
+    tensors = {each.name: each for each in open_file(path, stack)}
+    _check_tensors(path, tensors, definition)
     for weight in _table(definition):
       leaf, sharding, place = definition.shapes, shardings, factors
       for key in weight.path[:-1]:
@@ -127,7 +126,8 @@ def check_adapter(folder: str | pathlib.Path, definition: Definition) -> None:
   """Raises UserError where `load_adapter` would; reads no tensor."""
   with contextlib.ExitStack() as stack:
     path = pathlib.Path(folder) / TENSORS
-    _check_tensors(path, open_file(path, stack), definition)
+    tensors = {each.name: each for each in open_file(path, stack)}
+    _check_tensors(path, tensors, definition)
 
 
 def with_adapter(lora: config.Lora) -> config.Lora:
@@ -201,7 +201,8 @@ def _layers(path: pathlib.Path) -> list[str]:
   """Names of the layers in the file, without the number, sorted."""
   found = set()
   with contextlib.ExitStack() as stack:
-    for name in open_file(path, stack).keys():  # noqa: SIM118
+    for tensor in open_file(path, stack):
+      name = tensor.name
       match = _NAME.fullmatch(name)
       layer = match and _LAYER.fullmatch(match[1])
       if not layer:
@@ -218,9 +219,9 @@ def _layers(path: pathlib.Path) -> list[str]:
 
 def _table(definition: Definition) -> list[Weight]:
   """Where each tensor of the file stands among the factors."""
-  targets = set(lora_targets(definition.config, definition.lora))
+  targets = set(definition.targets)
   rank, table = definition.lora.rank, []
-  for weight in weights(definition.config):
+  for weight in definition.table:
     if weight.path[-1] == "kernel" and weight.path[:-1] in targets:
       out, into = weight.shape
       stem = f"base_model.model.{weight.name.removesuffix('.weight')}"
@@ -232,13 +233,13 @@ def _table(definition: Definition) -> list[Weight]:
 
 
 def _check_tensors(
-  path: pathlib.Path, file: Any, definition: Definition
+  path: pathlib.Path, tensors: dict[str, Tensor], definition: Definition
 ) -> None:
-  names = set(file.keys())
+  names = set(tensors)
   for weight in _table(definition):
     for layer in range(definition.config.num_hidden_layers):
       name = weight.name.format(layer)
-      shape = tuple(file.get_slice(name).get_shape()) if name in names else ()
+      shape = tuple(tensors[name].slice().get_shape()) if name in names else ()
       if shape != weight.shape:
         has = f"has the shape {list(shape)}" if shape else "is missing"
         raise UserError(

@@ -1,5 +1,6 @@
 """From a config to parameters: shapes first, arrays straight into shards."""
 
+from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
@@ -12,7 +13,13 @@ from jaxpref.errors import UserError
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.llama.model import Llama
 from jaxpref.models.llama.weights import weights
-from jaxpref.models.lora import add_adapters, find_targets, give_dropout_keys
+from jaxpref.models.lora import (
+  Path,
+  add_adapters,
+  find_targets,
+  give_dropout_keys,
+)
+from jaxpref.models.weights import Weight, at
 from jaxpref.types import Params
 
 _POLICIES = (
@@ -23,6 +30,18 @@ _POLICIES = (
 )
 
 
+class Family(NamedTuple):
+  """How models of one type of config are made and stand in files."""
+
+  make: Callable[..., nnx.Module]  # (config, rngs, dtype, param_dtype, remat)
+  weights: Callable[[Any, nnx.Module], list[Weight]]
+
+
+_FAMILIES: dict[type, Family] = {
+  LlamaConfig: Family(Llama, lambda config, model: weights(config)),
+}
+
+
 class Definition(NamedTuple):
   """A model without its arrays; hashable parts are `config`, `graphdef`.
 
@@ -30,17 +49,19 @@ class Definition(NamedTuple):
   and `base` is the model that they are laid over.
   """
 
-  config: LlamaConfig
+  config: Any
+  table: tuple[Weight, ...]  # of the model without an adapter
   graphdef: Any
   shapes: dict[str, Any]  # a ShapeDtypeStruct at each leaf
   axes: dict[str, Any]  # a tuple of logical axes at each leaf
   lora: Lora = Lora()
   base: "Definition | None" = None
   attention: str = "auto"  # the back end, see `ops.attention`
+  targets: tuple[Path, ...] = ()  # the layers that have an adapter
 
 
 def define(
-  config: LlamaConfig,
+  config: Any,
   *,
   dtype: DTypeLike,
   param_dtype: DTypeLike = "float32",
@@ -51,7 +72,7 @@ def define(
   """The model's structure; nothing is allocated.
 
   Args:
-    config: sizes of the model.
+    config: sizes of the model, of a type in `_FAMILIES`.
     dtype: of activations.
     param_dtype: of parameters; an adapter's are float32.
     remat: name of a jax.checkpoint policy, '' to keep all activations.
@@ -66,16 +87,19 @@ def define(
       f"config.model.remat is {remat!r}. {nearest(remat, _POLICIES)} '' keeps "
       "all activations."
     )
+  family = _FAMILIES[type(config)]
   make = functools.partial(
-    Llama, config, dtype=dtype, param_dtype=param_dtype, remat=remat
+    family.make, config, dtype=dtype, param_dtype=param_dtype, remat=remat
   )
   model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0)))
-  base = Definition(config, *_parts(model, nnx.Param), attention=attention)
+  table = tuple(family.weights(config, model))
+  parts = _parts(model, nnx.Param)
+  base = Definition(config, table, *parts, attention=attention)
   if not lora.rank:
     return base
-  targets = lora_targets(config, lora)
+  targets = lora_targets(base, lora)
 
-  def make_adapted() -> Llama:
+  def make_adapted() -> nnx.Module:
     rngs = nnx.Rngs(params=0)
     adapted = make(rngs=rngs)
     add_adapters(adapted, targets, lora, rngs)
@@ -83,12 +107,14 @@ def define(
 
   model = nnx.eval_shape(make_adapted)
   parts = _parts(model, nnx.LoRAParam)
-  return Definition(config, *parts, lora, base, attention)
+  return Definition(
+    config, table, *parts, lora, base, attention, tuple(targets)
+  )
 
 
 def bind(
   definition: Definition, params: Params, dropout_key: Any = None
-) -> Llama:
+) -> Any:
   """The model holding these parameters (arrays or tracers).
 
   Args:
@@ -118,27 +144,31 @@ def init_params(
 
   def make(key: jax.Array) -> Params:
     rngs = nnx.Rngs(params=key)
-    model = Llama(config, rngs=rngs, dtype=dtype, param_dtype=dtype, remat="")
+    build = _FAMILIES[type(config)].make
+    model = build(config, rngs=rngs, dtype=dtype, param_dtype=dtype, remat="")
     if not lora.rank:
       return nnx.to_pure_dict(nnx.state(model))
-    add_adapters(model, lora_targets(config, lora), lora, rngs)
+    add_adapters(model, definition.targets, lora, rngs)
     # The compiler drops the rest of the model again.
     return nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))
 
   return jax.jit(make, out_shardings=shardings)(key)
 
 
-def lora_targets(config: LlamaConfig, lora: Lora) -> list[tuple[str, ...]]:
+def lora_targets(base: Definition, lora: Lora) -> list[Path]:
   """Paths of the layers that `lora.targets` names; see `find_targets`."""
   layers = {
-    weight.path[:-1]: weight.name.removesuffix(".weight")
-    for weight in weights(config)
-    if weight.path[-1] == "kernel"
+    weight.path[:-1]: (
+      weight.name.removesuffix(".weight"),
+      at(base.shapes, weight.path).shape[0],
+    )
+    for weight in base.table
+    if weight.path[-1] == "kernel" and weight.stacked
   }
-  return find_targets(layers, config.num_hidden_layers, lora.targets)
+  return find_targets(layers, lora.targets)
 
 
-def _parts(model: Llama, kind: type[nnx.Variable]) -> tuple[Any, Any, Any]:
+def _parts(model: nnx.Module, kind: type[nnx.Variable]) -> tuple[Any, Any, Any]:
   """The graph of a model; shapes and axes of the variables of one kind."""
   graphdef, *states = nnx.split(model, kind, ...)
   state = states[0]

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
-import safetensors.numpy
 
 from jaxpref.errors import UserError
 from jaxpref.models.build import Definition
-from jaxpref.models.llama.weights import weights
 from jaxpref.models.lora import merged_kernel
+from jaxpref.models.stream import write_safetensors
+from jaxpref.models.tensors import Files
+from jaxpref.models.weights import at
 from jaxpref.types import Params
 
 _TOKENIZER_FILES = (
@@ -58,17 +59,57 @@ def save_pretrained(
   """
   folder = pathlib.Path(folder)
   check_replaceable(folder)
+  partial = start_folder(folder)
+  write_tensors(partial, definition, params, Files(), max_file_bytes)
+  if jax.process_index() == 0:
+    _write_configs(partial, definition, params, tokenizer_folder)
+    replace_folder(folder, partial)
+
+
+def write_tensors(
+  folder: pathlib.Path,
+  definition: Definition,
+  params: Params,
+  files: Files,
+  max_file_bytes: int,
+) -> None:
+  """Writes the tensors alone, gathered and laid out one leaf at a time."""
   tensors = _tensors(definition, params)
   if jax.process_index() != 0:
     for _ in tensors:  # gathering takes all processes
       pass
     return
+  dtype = jax.tree.leaves(params)[0].dtype
+  groups: list[dict[str, tuple[int, ...]]] = [{}]
+  used = total = 0
+  for weight in definition.table:
+    layers = at(params, weight.path).shape[0] if weight.stacked else 1
+    size = math.prod(weight.shape) * dtype.itemsize
+    for layer in range(layers):
+      if groups[-1] and used + size > max_file_bytes:
+        groups.append({})
+        used = 0
+      groups[-1][weight.name.format(layer)] = weight.shape
+      used, total = used + size, total + size
+  count = len(groups)
+  names = [files.single]
+  if count > 1:
+    names = [files.shard(number + 1, count) for number in range(count)]
+  for name, shapes in zip(names, groups, strict=True):
+    write_safetensors(folder / name, shapes, dtype, tensors)
+  if count > 1:
+    where = {key: n for n, group in zip(names, groups) for key in group}
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    write_json(folder / files.index, index)
+
+
+def start_folder(folder: pathlib.Path) -> pathlib.Path:
+  """An empty folder beside `folder`, for `replace_folder`."""
   partial = folder.with_name(f".{folder.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  _write_tensors(partial, definition, params, tensors, max_file_bytes)
-  _write_configs(partial, definition, params, tokenizer_folder)
-  replace_folder(folder, partial)
+  if jax.process_index() == 0:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+  return partial
 
 
 def check_replaceable(folder: pathlib.Path, has: str = "config.json") -> None:
@@ -108,11 +149,8 @@ def replace_folder(folder: pathlib.Path, partial: pathlib.Path) -> None:
 def _tensors(
   definition: Definition, params: Params
 ) -> Iterator[tuple[str, np.ndarray]]:
-  for weight in weights(definition.config):
-    layer: Any = params
-    for key in weight.path[:-1]:
-      layer = layer[key]
-    leaf = layer[weight.path[-1]]
+  for weight in definition.table:
+    layer, leaf = at(params, weight.path[:-1]), at(params, weight.path)
     if weight.path[-1] == "kernel" and "lora_a" in layer:
       # One at a time: a copy of all would be a second model.
       leaf = merged_kernel(layer, definition.lora, stacked=weight.stacked)
@@ -120,39 +158,6 @@ def _tensors(
     for number in range(len(array) if weight.stacked else 1):
       part = array[number] if weight.stacked else array
       yield weight.name.format(number), weight.theirs(part)
-
-
-def _write_tensors(
-  folder: pathlib.Path,
-  definition: Definition,
-  params: Params,
-  tensors: Iterator[tuple[str, np.ndarray]],
-  max_file_bytes: int,
-) -> None:
-  itemsize = jax.tree.leaves(params)[0].dtype.itemsize
-  groups: list[list[str]] = [[]]
-  used = total = 0
-  for weight in weights(definition.config):
-    layers = definition.config.num_hidden_layers if weight.stacked else 1
-    size = math.prod(weight.shape) * itemsize
-    for layer in range(layers):
-      if groups[-1] and used + size > max_file_bytes:
-        groups.append([])
-        used = 0
-      groups[-1].append(weight.name.format(layer))
-      used, total = used + size, total + size
-  names = ["model.safetensors"]
-  if len(groups) > 1:
-    count = f"of-{len(groups):05d}.safetensors"
-    names = [f"model-{i + 1:05d}-{count}" for i in range(len(groups))]
-  for name, group in zip(names, groups, strict=True):
-    # zip stops at the group's end before it takes another tensor.
-    held = {key: tensor for _, (key, tensor) in zip(group, tensors)}
-    safetensors.numpy.save_file(held, folder / name, {"format": "pt"})
-  if len(groups) > 1:
-    where = {key: n for n, group in zip(names, groups) for key in group}
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    write_json(folder / "model.safetensors.index.json", index)
 
 
 def _write_configs(

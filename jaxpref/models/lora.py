@@ -90,22 +90,21 @@ def scaling(settings: config.Lora) -> float:
 
 
 def find_targets(
-  names: Mapping[Path, str], num_layers: int, pattern: str
+  names: Mapping[Path, tuple[str, int]], pattern: str
 ) -> list[Path]:
   """Paths of the layers that a pattern names.
 
   Args:
-    names: of each linear layer, its name in Hugging Face's model; {} stands
-      for the number of the layer, and a name without it is never a target.
-    num_layers: how many there are.
+    names: of each stacked linear layer, its name in Hugging Face's model,
+      where {} stands for the number of the layer, and how many there are.
     pattern: a regular expression that matches the whole of a name, or all of
       it after some dot: `q_proj|v_proj`, `mlp[.].*`.
 
   Raises UserError for a pattern that is none, and for one that matches no
   layer or only some of a stack, with the names that there are.
   """
-  known = {name: path for path, name in names.items() if "{}" in name}
-  told = ", ".join(name.partition("{}.")[2] for name in known)
+  ends = [name.partition("{}.")[2] for name, _ in names.values()]
+  told = ", ".join(dict.fromkeys(ends))
   try:
     compiled = re.compile(rf"(?:.*\.)?(?:{pattern})")
   except re.error as error:
@@ -115,7 +114,7 @@ def find_targets(
       f"for all of {told}."
     ) from error
   found = []
-  for name, path in known.items():
+  for path, (name, num_layers) in names.items():
     numbered = [name.format(layer) for layer in range(num_layers)]
     matches = [bool(compiled.fullmatch(each)) for each in numbered]
     if any(matches) and not all(matches):

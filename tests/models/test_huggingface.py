@@ -13,6 +13,7 @@ import transformers
 
 from jaxpref import sharding
 from jaxpref.errors import UserError
+from jaxpref.models import export
 from jaxpref.models.build import bind, define
 from jaxpref.models.huggingface import (
   load_params,
@@ -239,7 +240,7 @@ def test_an_export_replaces_an_export_only(tiny, tmp_path):
 def test_nothing_half_written_is_left(tiny, tmp_path, monkeypatch):
   definition, params = _load(tiny)
   out = tmp_path / "out"
-  monkeypatch.setattr(safetensors.numpy, "save_file", _fail)
+  monkeypatch.setattr(export, "write_safetensors", _fail)
   with pytest.raises(OSError, match="disk full"):
     save_pretrained(out, definition, params)
   assert not out.exists()

@@ -171,7 +171,8 @@ def test_overlay_copies_no_array():
   ],
 )
 def test_targets_by_pattern(pattern, found):
-  targets = lora_targets(CONFIG, Lora(rank=1, targets=pattern))
+  base = define(CONFIG, dtype="float32")
+  targets = lora_targets(base, Lora(rank=1, targets=pattern))
   assert {"/".join(path[1:]) for path in targets} == set(found)
 
 

@@ -1,40 +1,9 @@
 """Where each tensor of a Hugging Face folder stands in our parameters."""
 
-from collections.abc import Iterable
 import re
-from typing import NamedTuple
-
-import numpy as np
 
 from jaxpref.models.llama.config import LlamaConfig
-
-
-class Weight(NamedTuple):
-  """One row of the table, read both ways.
-
-  torch holds a projection as [out, in], heads flat; ours is [in, *out] or
-  [*in, out], heads apart. Everything else differs in shape at most.
-  """
-
-  name: str  # in the file; {} is the number of the layer
-  path: tuple[str, ...]  # in our nested dict; a stacked leaf has layers first
-  shape: tuple[int, ...]  # in the file
-  transposed: bool
-
-  @property
-  def stacked(self) -> bool:
-    return "{}" in self.name
-
-  def ours(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Of the file's tensor, one layer of our leaf, in its shape."""
-    return (tensor.T if self.transposed else tensor).reshape(shape)
-
-  def theirs(self, array: np.ndarray) -> np.ndarray:
-    """Of one layer of our leaf, the file's tensor."""
-    if not self.transposed:
-      return np.ascontiguousarray(array.reshape(self.shape))
-    return np.ascontiguousarray(array.reshape(self.shape[::-1]).T)
-
+from jaxpref.models.weights import Weight
 
 IGNORED = ("rotary_emb.inv_freq",)
 """Ends of names of buffers that old files hold beside the weights."""
@@ -50,18 +19,15 @@ _PREFIXES = {  # of transformers 4 and 5, in models that read images too
 _IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
-def text_names(names: Iterable[str]) -> dict[str, str]:
-  """Of each tensor of the part that reads text, its name without that part's.
+def text_name(name: str) -> str | None:
+  """A tensor's name without that of the part that reads text.
 
-  Those that read images are left out.
+  None for those of the parts that read images.
   """
-  found = {}
-  for name in names:
-    prefix = next((p for p in _PREFIXES if name.startswith(p)), "")
-    plain = _PREFIXES.get(prefix, "") + name.removeprefix(prefix)
-    if not _IMAGES.match(name):
-      found[plain] = name
-  return found
+  if _IMAGES.match(name):
+    return None
+  prefix = next((p for p in _PREFIXES if name.startswith(p)), "")
+  return _PREFIXES.get(prefix, "") + name.removeprefix(prefix)
 
 
 def weights(config: LlamaConfig) -> list[Weight]:
