@@ -22,6 +22,10 @@ RULES: dict[str, Any] = {
   "vocab": "tensor",
   "vocab_embed": None,  # apart from "embed": a lookup reshards badly
   "norm": None,
+  "window": None,  # rows and columns of a convolution's kernel
+  "image": None,  # channels of pixels or latents: few
+  "features": None,  # of a kernel whose other channels are cut already
+  "halves": None,  # of a gated feed-forward: the value, the gate
   "rank": None,  # of an adapter: too small to be worth cutting
 }
 

@@ -19,6 +19,14 @@ from jaxpref.models.lora import (
   find_targets,
   give_dropout_keys,
 )
+from jaxpref.models.sdxl.clip_config import ClipTextConfig, ClipVisionConfig
+from jaxpref.models.sdxl.clip_text import ClipText
+from jaxpref.models.sdxl.clip_vision import ClipVision
+from jaxpref.models.sdxl.config import UNetConfig
+from jaxpref.models.sdxl.unet import UNet
+from jaxpref.models.sdxl.vae import Vae
+from jaxpref.models.sdxl.vae_config import VaeConfig
+from jaxpref.models.sdxl.weights import clip_weights, diffusers_weights
 from jaxpref.models.weights import Weight, at
 from jaxpref.types import Params
 
@@ -39,6 +47,10 @@ class Family(NamedTuple):
 
 _FAMILIES: dict[type, Family] = {
   LlamaConfig: Family(Llama, lambda config, model: weights(config)),
+  UNetConfig: Family(UNet, diffusers_weights),
+  VaeConfig: Family(Vae, diffusers_weights),
+  ClipTextConfig: Family(ClipText, clip_weights),
+  ClipVisionConfig: Family(ClipVision, clip_weights),
 }
 
 

@@ -163,17 +163,17 @@ def stack_layers(
   return stack
 
 
-Call = Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]
+Call = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def scan_layers(
   stack: nnx.Module,
   call: Call | Sequence[Call],
-  x: jax.Array,
+  x: Any,
   per_layer: Any = None,
   *,
   remat: str = "nothing_saveable",
-) -> tuple[jax.Array, Any]:
+) -> tuple[Any, Any]:
   """Runs a stack in order: (x, out) = call(layer, x, item).
 
   Args:
@@ -182,7 +182,7 @@ def scan_layers(
       function for each layer, the same object where layers do the same: a
       loop then goes over whole periods (Gemma 3: five local layers and a
       global one), so that what differs is static.
-    x: the residual stream.
+    x: the residual stream, or a pytree with it.
     per_layer: a pytree (cache, adapters) with the layer axis first; `item` is
       a layer's slice of it.
     remat: name of a jax.checkpoint policy, applied to each layer; '' keeps
@@ -221,7 +221,7 @@ def _step(graphdef: Any, call: Call, number: int, remat: str) -> Callable:
   Not its own slice of them: that would be kept for the backward pass.
   """
 
-  def step(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
+  def step(x: Any, xs: Any) -> tuple[Any, Any]:
     layer_params, item = jax.tree.map(lambda leaf: leaf[number], xs)
     return call(nnx.merge(graphdef, layer_params), x, item)
 
@@ -231,7 +231,7 @@ def _step(graphdef: Any, call: Call, number: int, remat: str) -> Callable:
   return jax.checkpoint(step, policy=policy, prevent_cse=False)
 
 
-def _run(steps: Sequence[Callable], x: jax.Array, xs: Any) -> Any:
+def _run(steps: Sequence[Callable], x: Any, xs: Any) -> Any:
   outs = []
   for step in steps:
     x, out = step(x, xs)

@@ -1,0 +1,1 @@
+"""Stable Diffusion: XL, its relatives, 1.x and 2.x."""
