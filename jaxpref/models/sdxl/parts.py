@@ -198,7 +198,8 @@ def _reading(
 def _middles(folder: pathlib.Path, start: str, end: str) -> list[str]:
   """What stands between in the names of the files that begin and end so."""
   names = [path.name for path in folder.glob(f"{start}*{end}")]
-  return [name.removeprefix(start).removesuffix(end) for name in names]
+  middles = [name.removeprefix(start).removesuffix(end) for name in names]
+  return [each for each in middles if each.isalnum()]  # no shard's number
 
 
 def _there(folder: pathlib.Path, files: Files) -> bool:
