@@ -60,6 +60,7 @@ class Model:
 @_section
 class Reference:
   mode: str = "auto"  # auto | live | cached | base | none
+  fill: str = "before"  # when what is cached is computed: before | during
   path: str = ""  # a Hugging Face folder; '' = the policy before training
 
 
@@ -156,6 +157,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "model.param_dtype": ("float32", "bfloat16"),
   "model.attention": ("auto", "xla", "cudnn", "splash"),
   "reference.mode": ("auto", "live", "cached", "base", "none"),
+  "reference.fill": ("before", "during"),
   "data.truncate": ("drop", "keep_start", "keep_end"),
   "optimizer.name": ("adamw",),
   "optimizer.schedule": ("constant", "linear", "cosine"),

@@ -106,7 +106,9 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   put = functools.partial(put_batch, mesh)
 
   with jax.set_mesh(mesh):
-    frozen = open_reference(settings, source, mesh, steps, test_steps, put)
+    frozen, write_reference = open_reference(
+      settings, source, mesh, steps, test_steps, put
+    )
     step = make_step(make_objective(training=True), tx, schedule, where)
     evaluate = (
       held_out(make_evaluate(make_objective()), frozen, test_steps, put)
@@ -154,6 +156,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
         checkpoints=checkpoints,
         judge=judge,
         interrupted=interrupt.requested,
+        before_save=write_reference,
       )
     if reached < len(steps):
       say(f"Stopped by SIGTERM after step {reached}; a rerun goes on there.")

@@ -8,11 +8,13 @@ import pathlib
 import shutil
 
 import pytest
+from safetensors.numpy import load_file
 
 from jaxpref import config
 from jaxpref.data import simulated
 from jaxpref.errors import UserError
-from jaxpref.fit.metrics import read_metrics
+from jaxpref.fit.cached_reference import CachedReference
+from jaxpref.fit.metrics import RunLog, read_metrics
 from jaxpref.run import run
 
 
@@ -100,6 +102,64 @@ def test_modes_of_the_reference_agree(build, tmp_path, mode):
   assert first["loss"] == pytest.approx(math.log(2.0), abs=1e-6)
   assert abs(first["rewards/margins"]) < 1e-5
   assert second["step"] == 2
+
+
+FILLED = {
+  "reference.mode": "cached",
+  "train.steps": 9,  # an epoch has 6
+  "train.checkpoint_every": 2,
+  "optimizer.learning_rate": 1e-2,
+}
+
+
+def _told(workdir):
+  return [
+    {key: x for key, x in line.items() if not key.endswith("_per_second")}
+    for line in read_metrics(workdir)
+  ]
+
+
+def test_a_reference_filled_while_training(build, tmp_path, monkeypatch):
+  """Equal to one computed before; killed in the first epoch, and run again."""
+  assert run(build(FILLED | {"data.shuffle": False}), tmp_path / "before")
+  monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache 2"))
+  settings = build(FILLED | {"data.shuffle": False, "reference.fill": "during"})
+  assert run(settings, tmp_path / "during")
+  # The same program in the same batches: the same bits.
+  assert _told(tmp_path / "during") == _told(tmp_path / "before")
+  # A second run has no pass to make.
+  store = sorted((tmp_path / "cache 2" / "reference").rglob("*.*"))
+  with monkeypatch.context() as patch:
+    patch.setattr(CachedReference, "_take", None)
+    assert run(settings, tmp_path / "again")
+  assert _told(tmp_path / "again") == _told(tmp_path / "before")
+  assert sorted((tmp_path / "cache 2" / "reference").rglob("*.*")) == store
+
+
+def test_killed_while_it_fills(build, tmp_path, monkeypatch):
+  settings = build(FILLED | {"reference.fill": "during"})
+  with monkeypatch.context() as patch:
+    patch.setenv("JAXPREF_CACHE", str(tmp_path / "cache 2"))
+    assert run(settings, tmp_path / "whole")
+
+  def killed(self, step, values):
+    if step == 5:
+      raise KeyboardInterrupt
+    write(self, step, values)
+
+  write = RunLog.write
+  with monkeypatch.context() as patch:
+    patch.setattr(RunLog, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+      run(settings, tmp_path / "run")
+  # Two steps of four pairs were there with the checkpoint, or four.
+  stored = sum(
+    len(load_file(file)["key"])
+    for file in (tmp_path / "cache" / "reference").rglob("*.safetensors")
+  )
+  assert stored in (16, 32)
+  assert run(settings, tmp_path / "run")
+  assert _told(tmp_path / "run") == _told(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

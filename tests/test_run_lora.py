@@ -119,9 +119,9 @@ def test_the_base_is_held_once(build, tmp_path, monkeypatch):
     return load(self, shardings)
 
   def telling(*args):
-    frozen = open_reference(*args)
-    roles.append(set(frozen))
-    return frozen
+    found = open_reference(*args)
+    roles.append(set(found[0]))
+    return found
 
   monkeypatch.setattr(Source, "load", counting)
   monkeypatch.setattr("jaxpref.run.open_reference", telling)

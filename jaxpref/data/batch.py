@@ -69,7 +69,11 @@ def make_batch(
     source=np.zeros((*lead, shape.responses), np.int32),
     target=np.zeros((*lead, shape.responses), np.int32),
     slot=np.full((*lead, shape.responses), shape.slots, np.int32),
-    ref_token_logp=_reference(data, packing, shape, ref_token_logp),
+    ref_token_logp=(
+      None
+      if ref_token_logp is None
+      else reference(data, packing, shape, ref_token_logp)
+    ),
     slots=_slots(data, packing, shape),
     comparisons=_comparisons(data, packing, shape),
   )
@@ -89,6 +93,18 @@ def places(data: Prepared, packing: Packing) -> Iterator[Place]:
         length = int(data.response_lengths[number])
         yield Place(m, r, start, number, length)
         start += length
+
+
+def reference(
+  data: Prepared, packing: Packing, shape: Shape, values: np.ndarray
+) -> np.ndarray:
+  """The values of all response tokens where a step has them; 0 in padding."""
+  size = (shape.micro_batches, shape.rows, shape.responses)
+  out = np.zeros(size, np.float32)
+  for m, r, start, number, length in places(data, packing):
+    first = data.first_token[number]
+    out[m, r, start : start + length] = values[first : first + length]
+  return out
 
 
 def _fill_row(
@@ -124,20 +140,6 @@ def _fill_row(
       batch.source[at][here] = sequence[len(prompt) - 1 : -1]
       batch.target[at][here] = response
       batch.slot[at][here] = slot_of[number]
-
-
-def _reference(
-  data: Prepared, packing: Packing, shape: Shape, values: np.ndarray | None
-) -> np.ndarray | None:
-  if values is None:
-    return None
-  size = (shape.micro_batches, shape.rows, shape.responses)
-  reference = np.zeros(size, np.float32)
-  for m, r, start, number, length in places(data, packing):
-    first = data.first_token[number]
-    part = values[first : first + length]
-    reference[m, r, start : start + length] = part
-  return reference
 
 
 def _length_classes(shape: Shape) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ step and the lengths alone, so the state of the data is one integer, and a
 resumed run goes on with the very next example.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 
@@ -68,6 +68,8 @@ class Steps:
     self.row_length, self.share_prompts = row_length, share_prompts
     self.shuffle, self.seed = shuffle, seed
     self.ref_token_logp: np.ndarray | None = None  # see `batch.make_batch`
+    # What is done to a step's batch when it is asked for, and not before.
+    self.finish: Callable[[int, TextBatch], TextBatch] | None = None
     self.steps_per_epoch = -(-len(data.prompt_lengths) // batch_size)
     self.num_steps = num_steps or self.steps_per_epoch
     self._kept = np.ones(len(data.label), bool) if compare else data.imitated
@@ -90,6 +92,10 @@ class Steps:
     here = slice(step * self.batch_size, (step + 1) * self.batch_size)
     return self._order(epoch)[here]
 
+  def reference(self, step: int, values: np.ndarray) -> np.ndarray:
+    """`values`, which are as `ref_token_logp`, where a step has them."""
+    return batch.reference(self.data, *self.packing(step), values)
+
   def waste(self, step: int) -> Waste:
     """What a step computes and does not need."""
     return measure_waste(*self.packing(step), self.data.prompt_lengths)
@@ -105,7 +111,8 @@ class Steps:
     """Batches of the steps with these numbers, made ahead by grain."""
     steps = grain.MapDataset.source(numbers).map(self.__getitem__)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    return iter(steps.to_iter_dataset(options))
+    batches = iter(steps.to_iter_dataset(options))
+    return map(self.finish, numbers, batches) if self.finish else batches
 
   def _check_rows(self) -> None:
     """Every example must fit into the rows of one micro-batch."""

@@ -21,7 +21,7 @@ _FREE = (
   "train.steps", "train.log_every", "train.eval_every",
   "train.checkpoint_every", "data.epochs", "data.rows_per_device",
   "data.row_length", "model.remat", "model.attention", "model.head_block",
-  "mesh.", "sample.", "score.", "stages", "reference.mode",
+  "mesh.", "sample.", "score.", "stages", "reference.mode", "reference.fill",
 )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ def fit(
   checkpoints: Checkpoints,
   judge: Callable[[TrainState, int], dict[str, float]],
   interrupted: Callable[[int], bool],
+  before_save: Callable[[], None] = lambda: None,
 ) -> tuple[TrainState, int]:
   """Trains from step `start` to `stop`.
 
@@ -83,6 +84,7 @@ def fit(
     checkpoints: where states go.
     judge: numbers of a state worth keeping, after this many steps.
     interrupted: whether to leave after this many steps.
+    before_save: writes what a run that resumes from a checkpoint needs beside.
 
   Returns: the state, and the step reached, earlier than `stop` where
   `interrupted` said so; that state is saved too.
@@ -127,6 +129,7 @@ def fit(
           flush(functools.partial(judge, state, number))
         if save:
           flush()
+          before_save()
           checkpoints.save(number, state)
       if leave:
         break

@@ -12,11 +12,11 @@ import pytest
 
 from jaxpref import config, sharding
 from jaxpref.data.steps import Steps
+from jaxpref.fit.cached_reference import CachedReference
 from jaxpref.fit.loss import find_loss, needs_mismatched
 from jaxpref.fit.objectives import text_objective
 from jaxpref.fit.optimizer import make_optimizer, make_schedule
 from jaxpref.fit.put import put_batch
-from jaxpref.fit.reference import reference_logps
 from jaxpref.fit.step import init_state, make_step, state_shardings
 from jaxpref.models.build import define, init_params
 from jaxpref.models.llama.config import LlamaConfig
@@ -144,10 +144,10 @@ def _train(
   with jax.set_mesh(mesh):
     if reference == "cached":
       # A store of its own: what rows of other shapes left differs by rounding.
-      steps.ref_token_logp = reference_logps(
+      steps.ref_token_logp = CachedReference(
         steps, definition, load, weights=f"{dict(mesh.shape)} {steps.shape}",
         dtype="float32", head_block=16, put=put,
-      )  # fmt: skip
+      ).fill()  # fmt: skip
     frozen = {"reference": load()} if reference == "live" else {}
     step = make_step(counted_objective, tx, schedule, shardings)
     state = init_state({"policy": load()}, tx, 0, shardings)

@@ -62,3 +62,18 @@ def test_what_is_not_whole_is_passed_over(data, tmp_path):
   torn.write_bytes(torn.read_bytes()[:-2])
   (store.folder / ".partial.safetensors.0").write_bytes(b"x")
   assert store.find(data)[1].sum() in (1, 2)  # responses 0 and 4 are alike
+
+
+@pytest.mark.parametrize(
+  "rows",
+  [
+    [([7, 1, 2], [[3, 4], [5]], [])],  # another template: a token in front
+    [([1, 2, 3], [[4], [5, 5]], [])],  # cut in another place
+    [([1, 2], [[3, 5], [4]], [])],  # other responses
+  ],
+)
+def test_other_tokens_find_nothing(data, make_prepared, tmp_path, rows):
+  store = _store(tmp_path)
+  store.add(data, np.arange(5), np.ones(9, np.float32))
+  assert not store.find(make_prepared(rows))[1].any()
+  assert store.find(make_prepared([([1, 2], [[5]], [])]))[1].all()
