@@ -63,7 +63,7 @@ def test_packed_trees_are_their_sequences(steps, backend, kind):
   states, grads = _packed(steps, backend, kind)
   expected, expected_grads = _separate(steps, kind)
   assert np.ptp(expected) > 3
-  # Measured: 1e-6 of up to 4, and 4e-6 of gradients of up to 15.
+  # Measured: 4e-6 of up to 12, and 7e-6 of gradients of up to 9.
   np.testing.assert_allclose(states, expected, atol=1e-5)
   for path, grad in expected_grads.items():
     assert np.abs(grad).max() > 1
@@ -114,7 +114,7 @@ def _separate(steps, kind):
 
 def _run(tokens, position, attend, kind, at):
   """The states at (rows, tokens), and the gradients of a sum of them."""
-  probe = jax.random.normal(jax.random.key(1), (len(at[0]), WIDTH))
+  probe = 0.1 * jax.random.normal(jax.random.key(1), (len(at[0]), WIDTH))
 
   def total(params):
     angle = angles(position, Rope(), head_dim=HEAD_DIM, max_position=64)

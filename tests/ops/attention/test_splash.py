@@ -29,10 +29,11 @@ def test_several_blocks(monkeypatch):
 
   total, ours = grads(functools.partial(splash_attention, interpret=True), kind)
   expected, theirs = grads(causal_attention, kind)
-  np.testing.assert_allclose(total, expected, atol=1e-4)  # of 600 numbers
+  # Measured: 8e-6 of 40.
+  np.testing.assert_allclose(total, expected, atol=1e-4)
   for a, b in zip(ours, theirs, strict=True):
     assert np.abs(b).max() > 0.1
-    np.testing.assert_allclose(a, b, atol=1e-5)  # measured: 2e-6
+    np.testing.assert_allclose(a, b, atol=1e-5)  # measured: 7e-7
   other = grads(causal_attention, kind._replace(window=101))[1]
   assert max(np.abs(a - b).max() for a, b in zip(ours, other)) > 1e-2
 
