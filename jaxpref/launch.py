@@ -24,13 +24,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags, overrides = _parse(sys.argv[1:] if argv is None else argv)
     if flags.debug:
       jax.config.update("jax_debug_nans", True)
+    workdir = pathlib.Path(flags.workdir)
+    if flags.plan:
+      settings, _ = config.load(flags.config, overrides)
+      _plan(settings, workdir, flags.plan)
+      return 0
     processes = hosts.find(os.environ)
     if processes is not None:
       hosts.join(processes)
     settings, module = config.load(flags.config, overrides)
     from jaxpref.run import run  # seconds: a mistake above needs none of it
 
-    workdir = pathlib.Path(flags.workdir)
     make_inputs = getattr(module, "make_inputs", None)
     if make_inputs is not None:
       settings = make_inputs(settings, workdir)
@@ -54,6 +58,13 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     "--workdir", required=True, help="the run folder; a rerun resumes"
   )
   parser.add_argument(
+    "--plan",
+    default="",
+    metavar="TOPOLOGY",
+    help="compile the step for v5e:8x8, v5p:4x4x8, v6e:16x16, cpu:8 ... "
+    "instead, and tell what it takes; needs no such device",
+  )
+  parser.add_argument(
     "--debug", action="store_true", help="stop at the first NaN"
   )
   flags, rest = parser.parse_known_args(argv)
@@ -62,8 +73,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     name, equals, value = rest.pop(0).partition("=")
     if not name.startswith("--config."):
       raise UserError(
-        f"unknown argument {name!r}. Known: --config, --workdir, --debug and "
-        "overrides such as --config.train.steps=100."
+        f"unknown argument {name!r}. Known: --config, --workdir, --plan, "
+        "--debug and overrides such as --config.train.steps=100."
       )
     if not equals:
       if not rest or rest[0].startswith("--"):
@@ -71,6 +82,15 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
       value = rest.pop(0)
     overrides[name.removeprefix("--config.")] = value
   return flags, overrides
+
+
+def _plan(
+  settings: config.Config, workdir: pathlib.Path, topology: str
+) -> None:
+  from jaxpref.plan import plan, stay_on_cpu
+
+  stay_on_cpu(topology)
+  print(plan(settings, workdir, topology))
 
 
 def _paragraph(text: str) -> str:

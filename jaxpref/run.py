@@ -17,6 +17,7 @@ from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
 from jaxpref.fit.checkpoint import Checkpoints
 from jaxpref.fit.evaluate import held_out
+from jaxpref.fit.flops import Speed, step_flops
 from jaxpref.fit.folder import (
   check_folder,
   check_same_base,
@@ -42,16 +43,17 @@ from jaxpref.fit.step import (
   init_state,
   make_evaluate,
   make_step,
+  state_shapes,
   state_shardings,
 )
 from jaxpref.models import huggingface
-from jaxpref.models.adapter import save_adapter, with_adapter
+from jaxpref.models.adapter import save_adapter
 from jaxpref.models.lora import overlay
 from jaxpref.models.source import (
   Source,
-  compute_dtype,
   eos_ids,
   open_source,
+  resolve_model,
 )
 from jaxpref.ops.attention import resolve_backend
 from jaxpref.report import write_report
@@ -66,13 +68,14 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
 
   Raises UserError for what the user can mend; nothing is half-written then.
   """
-  settings, workdir = _resolve(settings), workdir.expanduser().absolute()
+  mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
+  settings = _resolve(settings, mesh)
+  workdir = workdir.expanduser().absolute()
   check_folder(settings, workdir)
   _check_complete(settings)
   find_loss(settings.loss)
   check_mode(settings)
-  mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
-  resolve_backend(settings.model.attention, mesh.devices.flat[0].platform)
+  resolve_backend(settings.model.attention, sharding.platform(mesh))
   folder = settings.model.tokenizer or settings.model.path
   tokenizer = tokenizers.load(folder)
   train, test = _prepare(settings, folder)
@@ -88,7 +91,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   base = source.identity if source.base else ""
   check_same_base(workdir, base)
   steps, test_steps = _make_steps(settings, train, test, mesh)
-  settings = with_mode(settings, steps)
+  settings = with_mode(settings, steps.see_all)
   stops_at = eos_ids(source, tokenizer)
   preview = Preview(settings.sample, settings.score, tokenizer, stops_at, test)
   schedule = make_schedule(settings.optimizer, len(steps))
@@ -104,6 +107,11 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
     head_block=settings.model.head_block,
   )
   put = functools.partial(put_batch, mesh)
+  speed = Speed(
+    lambda number: step_flops(settings, definition, steps.lengths(number)),
+    mesh.size,
+    mesh.devices.flat[0].device_kind,
+  )
 
   with jax.set_mesh(mesh):
     frozen, write_reference = open_reference(
@@ -154,6 +162,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
         settings=settings.train,
         log=log,
         checkpoints=checkpoints,
+        speed=speed,
         judge=judge,
         interrupted=interrupt.requested,
         before_save=write_reference,
@@ -202,14 +211,10 @@ def _check_complete(settings: config.Config) -> None:
     )
 
 
-def _resolve(settings: config.Config) -> config.Config:
+def _resolve(settings: config.Config, mesh: jax.sharding.Mesh) -> config.Config:
   """What does not depend on this machine's folder and devices any more."""
   settings = config.with_absolute_paths(settings)
-  model = dataclasses.replace(
-    settings.model,
-    dtype=compute_dtype(settings.model),
-    lora=with_adapter(settings.model.lora),
-  )
+  model = resolve_model(settings.model, sharding.platform(mesh))
   return dataclasses.replace(settings, model=model)
 
 
@@ -343,12 +348,7 @@ def _restore_or_begin(
   seed: int,
 ) -> tuple[TrainState, int]:
   begin = functools.partial(init_state, tx=tx, seed=seed, shardings=where)
-  shapes = jax.eval_shape(begin, {"policy": source.definition.shapes})
-  like = jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    shapes,
-    where,
-  )
+  like = state_shapes({"policy": source.definition.shapes}, tx, where)
   restored = checkpoints.restore_latest(like)
   if restored is not None:
     say(f"Resuming after step {restored[1]}.")

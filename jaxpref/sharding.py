@@ -20,7 +20,10 @@ RULES: dict[str, Any] = {
   "kv_heads": "tensor",
   "head_dim": None,
   "vocab": "tensor",
-  "vocab_embed": None,  # apart from "embed": a lookup reshards badly
+  # Apart from "batch" and "embed": a lookup in a table whose columns are spread
+  # takes the rows of all who share it, see `models.layers.Embed`.
+  "vocab_embed": "fsdp",
+  "lookup_batch": "data",
   "norm": None,
   "window": None,  # rows and columns of a convolution's kernel
   "image": None,  # channels of pixels or latents: few
@@ -30,13 +33,20 @@ RULES: dict[str, Any] = {
 }
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+def make_mesh(
+  data: int,
+  fsdp: int,
+  tensor: int,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
   """A mesh over the first data * fsdp * tensor devices; -1 takes the rest.
+
+  `devices` are those of this machine, unless others are given.
 
   Raises UserError where the devices do not suffice.
   """
   sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   rest = [axis for axis, size in sizes.items() if size == -1]
   bad = [axis for axis, size in sizes.items() if size < 1 and size != -1]
   if len(rest) > 1 or bad:
@@ -67,6 +77,14 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     axis_types=auto,
     devices=devices[:fixed],
   )
+
+
+def platform(mesh: Mesh) -> str:
+  """What the mesh's devices are: cpu, gpu or tpu.
+
+  Which is not always `jax.default_backend()`: a plan compiles for others.
+  """
+  return mesh.devices.flat[0].platform
 
 
 def spec(axes: Sequence[str | None]) -> PartitionSpec:

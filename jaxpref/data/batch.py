@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxpref.data.packing import Packing, Piece, Row, Shape, round_up
@@ -82,6 +83,47 @@ def make_batch(
     for r, row in enumerate(micro):
       _fill_row(data, row, shape, slot_of, batch, (m, r))
   return batch
+
+
+def batch_shapes(shape: Shape, *, cached: bool) -> TextBatch:
+  """What `make_batch` makes, as a jax.ShapeDtypeStruct for each array.
+
+  Args:
+    shape: the sizes.
+    cached: whether the batch carries log-probs of the reference.
+  """
+  micro = shape.micro_batches
+
+  def array(kind: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((micro, *sizes), kind)
+
+  tokens = (shape.rows, shape.tokens)
+  scored = (shape.rows, shape.responses)
+  return TextBatch(
+    tokens=array(np.int32, *tokens),
+    position=array(np.int32, *tokens),
+    expand=tuple(
+      array(np.int32, shape.rows, *size) for size in _length_classes(shape)
+    ),
+    collapse=array(np.int32, *tokens),
+    source=array(np.int32, *scored),
+    target=array(np.int32, *scored),
+    slot=array(np.int32, *scored),
+    ref_token_logp=array(np.float32, *scored) if cached else None,
+    slots=Slots(
+      example_id=array(np.int32, shape.slots),
+      valid=array(np.bool_, shape.slots),
+      label=array(np.int32, shape.slots),
+      mismatched=array(np.bool_, shape.slots),
+    ),
+    comparisons=Comparisons(
+      better=array(np.int32, shape.comparisons),
+      worse=array(np.int32, shape.comparisons),
+      valid=array(np.bool_, shape.comparisons),
+      weight=array(np.float32, shape.comparisons),
+      preference=array(np.float32, shape.comparisons),
+    ),
+  )
 
 
 def places(data: Prepared, packing: Packing) -> Iterator[Place]:

@@ -81,6 +81,11 @@ class Steps:
   def __len__(self) -> int:
     return self.num_steps
 
+  @property
+  def see_all(self) -> bool:
+    """Whether every example is seen at least once."""
+    return self.num_steps >= self.steps_per_epoch
+
   def __getitem__(self, step: int) -> TextBatch:
     """The arrays of a step, on the host."""
     packing, shape = self.packing(step)
@@ -95,6 +100,15 @@ class Steps:
   def reference(self, step: int, values: np.ndarray) -> np.ndarray:
     """`values`, which are as `ref_token_logp`, where a step has them."""
     return batch.reference(self.data, *self.packing(step), values)
+
+  def lengths(self, step: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Tokens of each prompt of a step, and of the responses that it keeps."""
+    found = []
+    for i in self.examples(step):
+      here = slice(*self.data.first_response[i : i + 2])
+      kept = self.data.response_lengths[here][self._kept[here]]
+      found.append((int(self.data.prompt_lengths[i]), tuple(map(int, kept))))
+    return found
 
   def waste(self, step: int) -> Waste:
     """What a step computes and does not need."""

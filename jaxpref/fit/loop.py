@@ -13,6 +13,7 @@ from jaxpref.data.packing import Waste
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
 from jaxpref.fit.checkpoint import Checkpoints
+from jaxpref.fit.flops import Speed
 from jaxpref.fit.metrics import RunLog, averages
 from jaxpref.fit.step import Step, TrainState
 from jaxpref.types import Params
@@ -23,15 +24,18 @@ Put = Callable[[Any], Any]
 class _Window:
   """Sums of the steps since the last logged one."""
 
-  def __init__(self) -> None:
+  def __init__(self, speed: Speed) -> None:
+    self.speed = speed
     self.terms: list[Any] = []
     self.pairs = self.tokens = 0  # tokens of responses
+    self.flops = 0.0
     self.waste: list[Waste] = []
     self.began = time.perf_counter()
 
-  def add(self, terms: Any, batch: Any, waste: Waste) -> None:
+  def add(self, step: int, terms: Any, batch: Any, waste: Waste) -> None:
     self.terms.append(terms)
     self.waste.append(waste)
+    self.flops += self.speed.flops(step)
     self.pairs += int(np.sum(batch.comparisons.valid))
     self.tokens += int(np.sum(batch.slot < batch.slots.valid.shape[-1]))
 
@@ -45,6 +49,7 @@ class _Window:
       **averages(summed),
       "pairs_per_second": self.pairs / seconds,
       "tokens_per_second": self.tokens / seconds,
+      **self.speed.rates(self.flops, seconds),
       **{f"waste/{name}": count / tokens for name, count in shares},
     }
 
@@ -61,6 +66,7 @@ def fit(
   settings: config.Train,
   log: RunLog,
   checkpoints: Checkpoints,
+  speed: Speed,
   judge: Callable[[TrainState, int], dict[str, float]],
   interrupted: Callable[[int], bool],
   before_save: Callable[[], None] = lambda: None,
@@ -82,6 +88,7 @@ def fit(
     settings: how often to log, judge and save.
     log: where the numbers go.
     checkpoints: where states go.
+    speed: how much a step makes use of the devices.
     judge: numbers of a state worth keeping, after this many steps.
     interrupted: whether to leave after this many steps.
     before_save: writes what a run that resumes from a checkpoint needs beside.
@@ -91,7 +98,7 @@ def fit(
 
   Raises UserError when loss or gradient are no longer finite.
   """
-  window, pending = _Window(), 0
+  window, pending = _Window(speed), 0
   batches = steps.loader(range(start, stop))
 
   def flush(
@@ -105,7 +112,7 @@ def fit(
     _check_finite(values, pending)
     log.write(pending, {**values, **more()})
     log.progress(pending, values)
-    window, pending = _Window(), 0
+    window, pending = _Window(speed), 0
 
   reached = start
   with jax.transfer_guard("disallow"):
@@ -113,7 +120,7 @@ def fit(
       arrays = put(batch)
       state, terms = step(state, frozen, arrays)
       flush()
-      window.add(terms, batch, steps.waste(number - 1))
+      window.add(number - 1, terms, batch, steps.waste(number - 1))
       reached = number
       leave = interrupted(number)
       last = leave or number == stop

@@ -14,15 +14,21 @@ def put_batch(mesh: jax.sharding.Mesh, batch: TextBatch) -> TextBatch:
 
   Those that are there already stay.
   """
-  rows = sharding.batch_sharding(mesh, axis=1)
-  everywhere = sharding.replicated(mesh)
-  whole = ("slots", "comparisons")
 
-  def move(path: Any, x: np.ndarray | jax.Array) -> jax.Array:
-    place = everywhere if path[0].name in whole else rows
+  def move(x: np.ndarray | jax.Array, place: Any) -> jax.Array:
     if isinstance(x, jax.Array):
       return jax.device_put(x, place)
     return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
 
   with jax.transfer_guard("allow"):  # this is the transfer that is meant
-    return jax.tree.map_with_path(move, batch)
+    return jax.tree.map(move, batch, batch_places(mesh, batch))
+
+
+def batch_places(mesh: jax.sharding.Mesh, batch: TextBatch) -> TextBatch:
+  """Where each array of a step lies."""
+  rows = sharding.batch_sharding(mesh, axis=1)
+  everywhere = sharding.replicated(mesh)
+  whole = ("slots", "comparisons")
+  return jax.tree.map_with_path(
+    lambda path, _: everywhere if path[0].name in whole else rows, batch
+  )

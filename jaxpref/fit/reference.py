@@ -13,9 +13,10 @@ from jaxpref.errors import UserError
 from jaxpref.fit.cached_reference import CachedReference
 from jaxpref.fit.loss import find_loss, needs_reference
 from jaxpref.models import huggingface
+from jaxpref.models.build import Definition
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.lora import overlay
-from jaxpref.models.source import Source, compute_dtype
+from jaxpref.models.source import Source
 from jaxpref.types import Params
 
 # A model and its copy may differ in these: no log-prob depends on them.
@@ -41,19 +42,19 @@ def check_mode(settings: config.Config) -> None:
     )
 
 
-def with_mode(settings: config.Config, steps: Steps) -> config.Config:
+def with_mode(settings: config.Config, sees_all: bool) -> config.Config:
   """The config with what `reference.mode` comes to.
 
-  'auto' caches where the run sees every example at least once, or where that
-  takes no pass of its own. Else to compute it as it goes is the cheaper: by the
-  base under a new adapter, which takes no memory, or by a live copy.
+  'auto' caches where the run sees every example at least once (`sees_all`), or
+  where that takes no pass of its own. Else to compute it as it goes is the
+  cheaper: by the base under a new adapter, which takes no memory, or by a live
+  copy.
   """
   mode, lora = settings.reference.mode, settings.model.lora
-  whole = len(steps) >= steps.steps_per_epoch
   begins_as_base = lora.rank > 0 and not lora.path
   if not needs_reference(find_loss(settings.loss)):
     mode = "none"
-  elif mode == "auto" and (whole or settings.reference.fill == "during"):
+  elif mode == "auto" and (sees_all or settings.reference.fill == "during"):
     mode = "cached"
   elif mode == "auto":
     shares = begins_as_base and not settings.reference.path
@@ -110,7 +111,7 @@ def open_reference(
       source.definition,
       load,
       weights=source.identity,
-      dtype=compute_dtype(settings.model),
+      dtype=settings.model.dtype,
       head_block=settings.model.head_block,
       put=put,
     )
@@ -123,6 +124,27 @@ def open_reference(
     return frozen, nothing
   steps.finish = values.complete
   return frozen, values.write
+
+
+def frozen_roles(
+  settings: config.Config, definition: Definition
+) -> dict[str, Definition]:
+  """What `open_reference` will hold: the model or factors of each role.
+
+  Args:
+    settings: with the mode that `with_mode` found.
+    definition: of the policy.
+  """
+  base, path = definition.base, settings.reference.path
+  found = {"base": base} if base else {}
+  if settings.reference.mode != "live":
+    return found
+  other = path and path != settings.model.path
+  if base and not other and (path or not settings.model.lora.path):
+    return found  # the base is the reference
+  if base and not other:
+    return {**found, "reference_factors": definition}
+  return {**found, "reference": base or definition}
 
 
 def _check_base(settings: config.Config) -> None:

@@ -51,6 +51,20 @@ def init_state(
   )
 
 
+def state_shapes(
+  shapes: Mapping[str, Params],
+  tx: optax.GradientTransformation,
+  shardings: TrainState,
+) -> TrainState:
+  """The state before it is made: shapes, dtypes and where each part lies."""
+  begin = functools.partial(init_state, tx=tx, seed=0, shardings=shardings)
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    jax.eval_shape(begin, shapes),
+    shardings,
+  )
+
+
 def state_shardings(
   mesh: jax.sharding.Mesh,
   tx: optax.GradientTransformation,

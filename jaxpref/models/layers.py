@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Float32, Int32
 
+from jaxpref.sharding import constrain
+
 Init = Callable[[jax.Array, Sequence[int], DTypeLike], jax.Array]
 
 
@@ -147,8 +149,16 @@ class Embed(nnx.Module):
     self.table = param(rngs, (num, size), axes, normal(std), dtypes.params)
     self.dtype = dtypes.compute
 
-  def __call__(self, ids: Int32[Array, "..."]) -> Float[Array, "... D"]:
-    return jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
+  def __call__(
+    self, ids: Int32[Array, "rows tokens"]
+  ) -> Float[Array, "rows tokens D"]:
+    # Each device holds some columns of the table. It looks them up for the rows
+    # of all who share the table, and then they change columns for rows: else
+    # the compiler gathers the table, and sums its gradient on every device.
+    ids = constrain(ids, ("lookup_batch", "length"))
+    x = jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
+    x = constrain(x, ("lookup_batch", "length", "vocab_embed"))
+    return constrain(x, ("batch", "length", "act_embed"))
 
 
 def stack_layers(

@@ -55,9 +55,28 @@ class Source:
 
 
 def open_source(settings: config.Model, *, seed: int, tokenizer: Any) -> Source:
-  """The model of `config.model`.
+  """The model of `config.model`, as `resolve_model` leaves it.
 
   Raises UserError for a folder or an architecture that cannot be used.
+  """
+  definition = read_definition(settings, tokenizer)
+  if settings.path:
+    huggingface.check_params(settings.path, definition.base or definition)
+  if settings.lora.path:
+    adapter.check_adapter(settings.lora.path, definition)
+    _check_same_base(settings)
+  return Source(definition, settings.path, seed)
+
+
+def read_definition(settings: config.Model, tokenizer: Any) -> Definition:
+  """The model's structure, for which no weights need to be there.
+
+  Args:
+    settings: `config.model`, as `resolve_model` leaves it.
+    tokenizer: what random weights take their vocabulary from; None where
+      `arch` states it.
+
+  Raises UserError for a shape that cannot be had.
   """
   if settings.path and settings.arch:
     raise UserError(
@@ -74,35 +93,39 @@ def open_source(settings: config.Model, *, seed: int, tokenizer: Any) -> Source:
   if settings.path:
     shape = huggingface.read_config(settings.path)
   else:
-    ids = {
-      "bos_token_id": tokenizer.bos_token_id,
-      "eos_token_id": tokenizer.eos_token_id,
-      "pad_token_id": tokenizer.pad_token_id,
-    }
-    if "preset" not in settings.arch:  # which states the published size
-      ids["vocab_size"] = len(tokenizer)
+    ids = _ids(tokenizer) if tokenizer else {}
+    if "preset" in settings.arch:  # which states the published size
+      ids.pop("vocab_size", None)
     shape = LlamaConfig.from_arch({**ids, **settings.arch})
-  definition = define(
+  return define(
     shape,
-    dtype=compute_dtype(settings),
+    dtype=settings.dtype,
     param_dtype=settings.param_dtype,
     remat=settings.remat,
     attention=settings.attention,
     lora=settings.lora,
   )
-  if settings.path:
-    huggingface.check_params(settings.path, definition.base or definition)
-  if settings.lora.path:
-    adapter.check_adapter(settings.lora.path, definition)
-    _check_same_base(settings)
-  return Source(definition, settings.path, seed)
 
 
-def compute_dtype(settings: config.Model) -> str:
-  """`model.dtype`, or what suits the devices: bfloat16, float32 on CPU."""
-  if settings.dtype != "auto":
-    return settings.dtype
-  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+def resolve_model(settings: config.Model, platform: str) -> config.Model:
+  """With the settings of an adapter's folder, and a dtype that suits.
+
+  `platform` is the devices'; 'auto' is float32 on CPU, bfloat16 elsewhere.
+  """
+  suited = "float32" if platform == "cpu" else "bfloat16"
+  dtype = suited if settings.dtype == "auto" else settings.dtype
+  lora = adapter.with_adapter(settings.lora)
+  return dataclasses.replace(settings, dtype=dtype, lora=lora)
+
+
+def _ids(tokenizer: Any) -> dict[str, Any]:
+  """What a tokenizer says of the model."""
+  return {
+    "vocab_size": len(tokenizer),
+    "bos_token_id": tokenizer.bos_token_id,
+    "eos_token_id": tokenizer.eos_token_id,
+    "pad_token_id": tokenizer.pad_token_id,
+  }
 
 
 def eos_ids(source: Source, tokenizer: Any) -> Sequence[int]:

@@ -28,7 +28,7 @@ from jaxpref.models.huggingface import (
   save_pretrained,
 )
 from jaxpref.models.lora import overlay
-from jaxpref.models.source import open_source
+from jaxpref.models.source import open_source, resolve_model
 from jaxpref.ops.attention import padded_attention
 
 # PEFT asks transformers for it by its older name.
@@ -311,8 +311,8 @@ def _params(base):
 
 
 def _open(base, folder):
-  lora = with_adapter(config.Lora(path=str(folder)))
-  settings = config.Model(path=str(base), lora=lora)
+  lora = config.Lora(path=str(folder))
+  settings = resolve_model(config.Model(path=str(base), lora=lora), "cpu")
   return open_source(settings, seed=0, tokenizer=None)
 
 
