@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import functools
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 KINDS = (
   "all-gather",
@@ -70,23 +70,24 @@ class Program:
   def collectives(self) -> dict[str, Collective]:
     """What each chip sends, by kind.
 
-    An asynchronous collective appears in pieces, one a computation that it
-    overlaps with; they share a channel.
+    TPU's compiler cuts an asynchronous collective into pieces, each in a fusion
+    that it overlaps with; those share a channel.
     """
-    channels: dict[str, tuple[str, float, float]] = {}
+    found: dict[Any, tuple[str, float, float]] = {}
     for name, instructions in self.computations.items():
-      for found in instructions.values():
-        kind = found.opcode.removesuffix("-start")
+      for each in instructions.values():
+        kind = each.opcode.removesuffix("-start")
         if kind not in KINDS:
           continue
-        match = re.search(r"channel_id=(\d+)", found.text)
-        channel = match[1] if match else f"{name}/{found.name}"
+        channel = re.search(r"channel_id=(\d+)", each.text)
+        piece = name in self._fused and channel
+        key = (kind, channel[1]) if channel and piece else (name, each.name)
         times = self.runs[name]
-        # Pieces in one loop body run as often; a piece before the loop less.
-        if times > channels.get(channel, ("", 0.0, 0.0))[1]:
-          channels[channel] = (kind, times, _sent(kind, found))
+        # Pieces in one loop body run as often; one before the loop less.
+        if times > found.get(key, ("", 0.0, 0.0))[1]:
+          found[key] = (kind, times, _sent(kind, each))
     totals: dict[str, Collective] = {}
-    for kind, times, size in channels.values():
+    for kind, times, size in found.values():
       count, sent = totals.get(kind, Collective(0.0, 0.0))
       totals[kind] = Collective(count + times, sent + times * size)
     return dict(sorted(totals.items()))
@@ -97,19 +98,24 @@ class Program:
     Each operation reads its operands and writes its result once; what lies in
     a TPU's vector memory is not counted.
     """
-    fused = {
+    moved = (
+      self.runs[name] * self._moved(found, instructions)
+      for name, instructions in self.computations.items()
+      if self.runs[name] and name not in self._fused
+      for found in instructions.values()
+    )
+    return sum(moved, 0.0)
+
+  @functools.cached_property
+  def _fused(self) -> set[str]:
+    """Computations that are the inside of a fusion."""
+    return {
       called
       for instructions in self.computations.values()
       for found in instructions.values()
       if found.opcode == "fusion"
       for called in _called(found)
     }
-    return sum(
-      self.runs[name] * self._moved(found, instructions)
-      for name, instructions in self.computations.items()
-      if self.runs[name] and name not in fused
-      for found in instructions.values()
-    )
 
   def _trips(self, loop: Instruction) -> int:
     if match := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
@@ -156,15 +162,17 @@ _FREE = (
   "conditional", "call", "after-all", "partition-id", "replica-id", "iota",
 )  # fmt: skip
 _CALLS = re.compile(
-  r"(?:calls|body|condition|to_apply|branch_computations|true_computation|"
+  r"(calls|body|condition|to_apply|branch_computations|true_computation|"
   r"false_computation|called_computations)=(?:\{([^}]*)\}|%([\w.-]+))"
 )
 
 
 def _called(found: Instruction) -> list[str]:
+  """Computations that an instruction runs; not the sum in a reduction."""
   return [
     name
-    for many, one in _CALLS.findall(found.text)
+    for how, many, one in _CALLS.findall(found.text)
+    if how != "to_apply" or found.opcode == "call"
     for name in (_NAME.findall(many) if many else [one])
   ]
 
@@ -179,12 +187,16 @@ def _arrays(shape: str) -> Iterator[tuple[float, bool]]:
 
 def _bytes(shape: str) -> float:
   """Of the arrays of a shape that lie in main memory."""
-  return sum(size for size, main in _arrays(shape) if main)
+  return sum((size for size, main in _arrays(shape) if main), 0.0)
+
+
+def _all_bytes(shape: str) -> float:
+  return sum((size for size, _ in _arrays(shape)), 0.0)
 
 
 def _sent(kind: str, found: Instruction) -> float:
   """Bytes that each chip of a ring sends for a collective."""
-  size, group = sum(size for size, _ in _arrays(found.shape)), _group(found)
+  size, group = _all_bytes(found.shape), _group(found)
   if found.opcode.endswith("-start"):  # of a pair: what goes in, what comes out
     if kind == "all-gather":
       size *= group / (group + 1)
@@ -233,7 +245,7 @@ def _read_of(
     if user.opcode == "bitcast":
       total += _read_of(user, inside)
     elif user.opcode in ("dynamic-slice", "slice", "gather"):
-      total += sum(size for size, _ in _arrays(user.shape))
+      total += _all_bytes(user.shape)
     elif (
       user.opcode == "dynamic-update-slice"
       and user.operands[0] == parameter.name
@@ -250,5 +262,5 @@ def _written_of(inside: Mapping[str, Instruction]) -> float:
   while root.opcode == "bitcast":
     root = inside[root.operands[0]]
   if root.opcode == "dynamic-update-slice":
-    return sum(size for size, _ in _arrays(inside[root.operands[1]].shape))
+    return _all_bytes(inside[root.operands[1]].shape)
   return math.inf

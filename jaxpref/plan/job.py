@@ -44,7 +44,7 @@ class Memory:
 
   @property
   def total(self) -> float:
-    return sum(dataclasses.astuple(self))
+    return math.fsum(dataclasses.astuple(self))
 
 
 class Measured(NamedTuple):
@@ -81,7 +81,9 @@ def measure(job: Job, mesh: jax.sharding.Mesh) -> Measured:
     try:
       compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-      sizes, limit = _read_exhausted(error, job)
+      total, limit = read_exhausted(error)
+      arguments = shard_bytes((job.state, job.frozen, job.batch))
+      sizes = _Sizes(arguments, max(0.0, total - arguments), 0.0)
     else:
       sizes = _sizes(compiled)
       program = Program(compiled.as_text())
@@ -120,25 +122,21 @@ def _sizes(compiled: Any) -> _Sizes:
   told = compiled.memory_analysis()
   fresh = told.output_size_in_bytes - told.alias_size_in_bytes
   return _Sizes(
-    told.argument_size_in_bytes,
-    told.temp_size_in_bytes + fresh,
-    told.generated_code_size_in_bytes,
+    float(told.argument_size_in_bytes),
+    float(told.temp_size_in_bytes + fresh),
+    float(told.generated_code_size_in_bytes),
   )
 
 
-def _read_exhausted(
-  error: jax.errors.JaxRuntimeError, job: Job
-) -> tuple[_Sizes, float]:
-  """What a program would have taken, and the limit, of the compiler's error."""
+def read_exhausted(
+  error: jax.errors.JaxRuntimeError,
+) -> tuple[float, float]:
+  """Bytes that a program would have taken, and that there are, of an error."""
   match = _EXHAUSTED.search(str(error))
   if match is None:
     raise error
-  total, limit = (
-    float(number) * _UNITS[unit]
-    for number, unit in (match.group(1, 2), match.group(3, 4))
-  )
-  arguments = shard_bytes((job.state, job.frozen, job.batch))
-  return _Sizes(arguments, max(0.0, total - arguments), 0.0), limit
+  total, unit, limit, unit_of_limit = match.groups()
+  return float(total) * _UNITS[unit], float(limit) * _UNITS[unit_of_limit]
 
 
 _EXHAUSTED = re.compile(
@@ -152,8 +150,8 @@ def _memory(job: Job, sizes: _Sizes, kept: float) -> Memory:
   optimizer = shard_bytes(job.state.opt_state)
   activations = min(kept, sizes.temporary)
   return Memory(
-    parameters=params,
-    optimizer=optimizer,
+    parameters=float(params),
+    optimizer=float(optimizer),
     inputs=max(0.0, sizes.arguments - params - optimizer),
     activations=activations,
     temporary=sizes.temporary - activations,

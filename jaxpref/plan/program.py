@@ -14,7 +14,7 @@ def computed_flops(jaxpr: Any) -> float:
   What is computed again to save memory counts as often as it is, and so do
   pads. A loop's body counts as often as it runs; of branches the dearest does.
   """
-  return sum(_flops(equation) for equation in jaxpr.eqns)
+  return sum((_flops(equation) for equation in jaxpr.eqns), 0.0)
 
 
 def kept_bytes(function: Callable[..., Any], *arguments: Any) -> float:
@@ -44,16 +44,14 @@ def _flops(equation: Any) -> float:
   if name == "pallas_call" and params.get("cost_estimate"):
     return float(params["cost_estimate"].flops)
   inner = [computed_flops(each) for each in _inner(params)]
-  if not inner:
-    return 0.0
   if name == "scan":
-    return params["length"] * sum(inner)
+    return params["length"] * sum(inner, 0.0)
   if name == "cond":
     return max(inner)
   if name == "shard_map":  # its body is what one device does
-    mesh, manual = params["mesh"], params["manual_axes"]
-    return math.prod(mesh.shape[axis] for axis in manual) * sum(inner)
-  return sum(inner)
+    mesh, manual = params["mesh"], params["newly_manual_axes"]
+    return math.prod(mesh.shape[axis] for axis in manual) * sum(inner, 0.0)
+  return sum(inner, 0.0)
 
 
 def _inner(params: Any) -> list[Any]:
