@@ -48,6 +48,7 @@ from jaxpref.fit.step import (
 )
 from jaxpref.models import huggingface
 from jaxpref.models.adapter import save_adapter
+from jaxpref.models.llama.flops import Tree
 from jaxpref.models.lora import overlay
 from jaxpref.models.source import (
   Source,
@@ -108,7 +109,9 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   )
   put = functools.partial(put_batch, mesh)
   speed = Speed(
-    lambda number: step_flops(settings, definition, steps.lengths(number)),
+    lambda number: step_flops(
+      settings, definition, map(Tree._make, steps.lengths(number))
+    ),
     mesh.size,
     mesh.devices.flat[0].device_kind,
   )

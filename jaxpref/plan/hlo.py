@@ -22,7 +22,7 @@ KINDS = (
 class Collective(NamedTuple):
   """All collectives of one kind in a step, for each chip."""
 
-  count: float
+  times: float
   bytes: float  # that a chip sends
 
 
@@ -88,8 +88,8 @@ class Program:
           found[key] = (kind, times, _sent(kind, each))
     totals: dict[str, Collective] = {}
     for kind, times, size in found.values():
-      count, sent = totals.get(kind, Collective(0.0, 0.0))
-      totals[kind] = Collective(count + times, sent + times * size)
+      before, sent = totals.get(kind, Collective(0.0, 0.0))
+      totals[kind] = Collective(before + times, sent + times * size)
     return dict(sorted(totals.items()))
 
   def traffic(self) -> float:

@@ -71,7 +71,7 @@ def measure(job: Job, mesh: jax.sharding.Mesh) -> Measured:
   device = mesh.devices.flat[0]
   chip = chips.find_chip(device.device_kind)
   places = jax.tree.map(lambda x: x.sharding, job.state)
-  step = make_step(job.objective, job.tx, job.schedule, places)
+  step: Any = make_step(job.objective, job.tx, job.schedule, places)
   began = time.perf_counter()
   with jax.set_mesh(mesh):
     traced = step.trace(job.state, job.frozen, job.batch)

@@ -105,7 +105,7 @@ def _work(measured: Measured) -> Iterable[str]:
   yield ""
   yield f"{'A chip sends in a step':<34}{'times':>10}{'GiB':>10}"
   for kind, each in measured.collectives.items():
-    yield f"  {kind:<32}{each.count:>10.0f}{each.bytes / _GIB:>10.3f}"
+    yield f"  {kind:<32}{each.times:>10.0f}{each.bytes / _GIB:>10.3f}"
   prediction, chip = predict(measured), chips.find_chip(measured.device_kind)
   if prediction is None or chip is None:
     return

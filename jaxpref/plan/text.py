@@ -25,6 +25,7 @@ from jaxpref.fit.step import state_shapes, state_shardings
 from jaxpref.models.build import Definition
 from jaxpref.models.llama.flops import Tree
 from jaxpref.models.source import read_definition, resolve_model
+from jaxpref.ops.attention import resolve_backend
 from jaxpref.plan.job import Job
 
 
@@ -36,6 +37,7 @@ def text_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   settings = config.with_absolute_paths(settings)
   model = resolve_model(settings.model, sharding.platform(mesh))
   settings = dataclasses.replace(settings, model=model)
+  resolve_backend(model.attention, sharding.platform(mesh))
   check_mode(settings)
   # How many examples there are is not known; an epoch sees all of them.
   settings = with_mode(settings, not settings.train.steps)
