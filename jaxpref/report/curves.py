@@ -45,6 +45,12 @@ _CHARTS: dict[str, tuple[dict[str, tuple[str, str]], dict[str, Any]]] = {
     "pairs_per_second": ("pairs a second", "green"),
     "tokens_per_second": ("tokens a second", "green"),
   }, {"zero": True}),
+  "Useful TFLOP/s": ({
+    "useful_tflops_per_second_per_device": ("of a device", "green"),
+  }, {"zero": True, "help": "without padding, repeated prompts and what is "
+      "computed again to save memory"}),
+  "Use of the peak": ({"mfu": ("useful MFU", "green")},
+    {"zero": True, "percent": True, "help": "of the chip's peak in bfloat16"}),
   "Wasted tokens": ({
     "waste/padding": ("padding", "blue"),
     "waste/idle_rows": ("empty rows", "orange"),

@@ -79,7 +79,7 @@ def test_folder_holds_what_is_promised(workdir, metrics, overrides, oracle):
     "step", "loss", "grad_norm", "learning_rate", "rewards/chosen",
     "rewards/rejected", "rewards/margins", "rewards/accuracies",
     "rewards/ties", "logps/chosen", "logps/rejected", "pairs_per_second",
-    "tokens_per_second",
+    "tokens_per_second", "useful_tflops_per_second_per_device",
   }  # fmt: skip
   for line in metrics(workdir):
     assert line.keys() >= keys
