@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxpref import chips, sharding
+from jaxpref import chips
 from jaxpref.fit.objectives import Objective
 from jaxpref.fit.step import TrainState, make_step
 from jaxpref.plan.hlo import Collective, Program

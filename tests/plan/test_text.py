@@ -143,3 +143,14 @@ def test_a_planned_step_is_the_one_that_runs():
   assert job.batch.ref_token_logp is not None
   assert isinstance(job.batch.tokens, jax.ShapeDtypeStruct)
   assert job.batch.tokens.sharding.spec == jax.P(None, ("data", "fsdp"))
+
+
+def test_a_window_limits_what_a_token_sees():
+  shape = LlamaConfig(
+    vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=4, head_dim=8, sliding_window=4,
+    layer_types=("sliding_attention", "full_attention"),
+  )  # fmt: skip
+  one = forward_flops(define(shape, dtype="float32"), [Tree(5, (3,))])
+  sliding = 1 + 2 + 3 + 4 + 4 + (4 + 4 + 4)
+  assert one.attention == 4 * 32 * (sliding + 36)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxpref.models.build import Definition
+from jaxpref.models.llama.config import SLIDING
 
 
 class Tree(NamedTuple):
@@ -41,24 +42,31 @@ def forward_flops(definition: Definition, trees: Iterable[Tree]) -> Forward:
   tokens = scored + sum(tree.prompt for tree in trees)
   whole = definition.base or definition
   head = config.vocab_size * config.hidden_size
-  pairs = sum(_seen(tree) for tree in trees)
+  sliding = config.layers().count(SLIDING)
+  full = config.num_hidden_layers - sliding
+  pairs = sum(
+    full * _seen(tree) + sliding * _seen(tree, config.sliding_window)
+    for tree in trees
+  )
   width = config.num_attention_heads * config.head_dim
   return Forward(
     linear=2.0 * (tokens * _kernels(whole.shapes["layers"]) + scored * head),
-    attention=4.0 * config.num_hidden_layers * width * pairs,
+    attention=4.0 * width * pairs,
     adapter=2.0 * tokens * _size(definition.shapes) if definition.base else 0.0,
   )
 
 
-def _seen(tree: Tree) -> int:
+def _seen(tree: Tree, window: int = 0) -> int:
   """Pairs of a token and one that it sees, itself among them."""
-  ends = np.array([tree.prompt + n for n in tree.responses], np.int64)
-  prompt = _triangle(np.int64(tree.prompt))
-  return int(prompt + np.sum(_triangle(ends) - prompt))
+  prompt = _pairs(tree.prompt, window)
+  ends = (_pairs(tree.prompt + n, window) for n in tree.responses)
+  return prompt + sum(end - prompt for end in ends)
 
 
-def _triangle(n: np.ndarray | np.int64) -> np.ndarray | np.int64:
-  return n * (n + 1) // 2
+def _pairs(length: int, window: int) -> int:
+  """Of one causal sequence; a token sees `window` of them at most, 0 = all."""
+  seen = min(length, window or length)
+  return seen * (seen + 1) // 2 + (length - seen) * seen
 
 
 def _kernels(shapes: Any) -> int:
