@@ -79,13 +79,18 @@ class Program:
         kind = each.opcode.removesuffix("-start")
         if kind not in KINDS:
           continue
+        size = _sent(kind, each)
+        if name.startswith("all-reduce-scatter"):
+          # What TPU's compiler writes so is one operation: the sum, of which
+          # each chip keeps its part, and sends half as much.
+          kind, size = "reduce-scatter", size / 2
         channel = re.search(r"channel_id=(\d+)", each.text)
         piece = name in self._fused and channel
         key = (kind, channel[1]) if channel and piece else (name, each.name)
         times = self.runs[name]
         # Pieces in one loop body run as often; one before the loop less.
         if times > found.get(key, ("", 0.0, 0.0))[1]:
-          found[key] = (kind, times, _sent(kind, each))
+          found[key] = (kind, times, size)
     totals: dict[str, Collective] = {}
     for kind, times, size in found.values():
       before, sent = totals.get(kind, Collective(0.0, 0.0))

@@ -57,5 +57,5 @@ def test_only_a_cache_can_be_filled(mode):
 
 def test_auto_fills_a_cache_however_short_the_run(data):
   steps = Steps(data, batch_size=5, rows=2, row_length=64, num_steps=1)
-  chosen = with_mode(_settings("dpo", "auto", "during"), steps)
+  chosen = with_mode(_settings("dpo", "auto", "during"), steps.see_all)
   assert chosen.reference.mode == "cached"

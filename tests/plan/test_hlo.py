@@ -26,6 +26,12 @@ HloModule jit_step, entry_computation_layout={(f32[10,8]{1,0})->f32[8]{0}}
   ROOT %all-gather.2 = f32[32]{0:T(128)} all-gather(%param), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
 }
 
+%all-reduce-scatter.1 (param: f32[8]) -> f32[2] {
+  %param = f32[8]{0:T(128)} parameter(0)
+  %all-reduce.9 = f32[8]{0} all-reduce(%param), channel_id=11, replica_groups={{0,1,2,3}}, to_apply=%sum
+  ROOT %slice.9 = f32[2]{0} slice(%all-reduce.9), slice={[0:2]}
+}
+
 %slice (stack: f32[10,8], at: s32[]) -> f32[8] {
   %stack = f32[10,8]{1,0} parameter(0)
   %at = s32[] parameter(1)
@@ -41,6 +47,7 @@ HloModule jit_step, entry_computation_layout={(f32[10,8]{1,0})->f32[8]{0}}
   %all = f32[10,8]{1,0} get-tuple-element(%state), index=2
   %row = f32[8]{0} fusion(%all, %step), kind=kLoop, calls=%slice
   %fusion.2 = f32[32]{0:T(128)S(1)} fusion(%x), kind=kCustom, calls=%piece
+  %fusion.4 = f32[2]{0:T(128)S(1)} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
   %fusion.3 = f32[32]{0:T(128)S(1)} fusion(%x), kind=kCustom, calls=%other
   %all-reduce.1 = f32[8]{0} all-reduce(%row), channel_id=8, replica_groups=[2,4]<=[8], to_apply=%sum
   ROOT %next = (s32[], f32[8]{0}, f32[10,8]{1,0}) tuple(%step, %all-reduce.1, %all)
@@ -69,14 +76,14 @@ def test_collectives_of_a_loop_count_as_often_as_it_runs():
   assert found == {
     "all-gather": (10, 10 * 32 * 4 * 3 / 4),  # one channel, however many pieces
     "all-reduce": (10, 10 * 2 * 8 * 4 * 3 / 4),
-    "reduce-scatter": (1, 8 * 4 * 3),
+    "reduce-scatter": (1 + 10, 8 * 4 * 3 + 10 * 8 * 4 * 3 / 4),
   }
 
 
 def test_a_slice_of_a_stack_is_not_the_stack():
   row = 8 * 4 + 8 * 4 + 4  # read of the stack, written; the counter
   reduce = 2 * 8 * 4
-  gathers = 2 * 8 * 4  # both pieces read x; what they write is in fast memory
+  gathers = 3 * 8 * 4  # all read x; what they write is in fast memory
   scatter = 10 * 8 * 4 + 8 * 4
   condition = 4 + 4 + 1
   each = row + reduce + gathers + condition
