@@ -130,6 +130,16 @@ class Sample:
   top_k: int = 0
   top_p: float = 1.0
   seed: int = 0
+  # Of images, in the stage 'sample':
+  sampler: str = ""  # '' = the one of the model's folder
+  steps: int = 50
+  guidance: float = 5.0  # up to 1 = without, at half the work
+  guidance_rescale: float = 0.0  # 1 = the contrast there is without guidance
+  negative_prompt: str = ""
+  height: int = 0  # pixels, a multiple of 8; 0 = the model's own
+  width: int = 0
+  image: str = ""  # a file of that size to start from; '' = noise
+  strength: float = 0.5  # the share of steps taken from there
 
 
 @_section
@@ -152,7 +162,7 @@ class Config:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-  "model.family": ("llama",),
+  "model.family": ("llama", "sdxl"),
   "model.dtype": ("auto", "float32", "bfloat16"),
   "model.param_dtype": ("float32", "bfloat16"),
   "model.attention": ("auto", "xla", "cudnn", "splash"),
@@ -164,12 +174,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 PATHS = (
   "model.path", "model.tokenizer", "model.lora.path", "reference.path",
-  "data.path", "data.eval_path", "sample.prompts",
+  "data.path", "data.eval_path", "sample.prompts", "sample.image",
 )  # fmt: skip
 POSITIVE = (
   "model.head_block", "data.max_length", "data.row_length",
   "data.rows_per_device", "data.batch_size", "data.epochs", "train.log_every",
-  "sample.per_prompt", "sample.max_new_tokens",
+  "sample.per_prompt", "sample.max_new_tokens", "sample.steps",
 )  # fmt: skip
 
 
@@ -379,11 +389,22 @@ def _check_values(config: Config) -> None:
       "at most 1, which keeps all tokens."
     )
   _check_lora(config.model.lora)
+  _check_stages(config)
+
+
+def _check_stages(config: Config) -> None:
   for stage in config.stages:
-    if stage not in ("prepare", "fit"):
+    if stage not in ("prepare", "sample", "fit"):
       raise UserError(
-        f"config.stages names {stage!r}; it may hold 'prepare' and 'fit'."
+        f"config.stages names {stage!r}; it may hold 'prepare' and 'fit', or "
+        "'sample' for images."
       )
+  if (config.model.family == "sdxl") != (config.stages == ("sample",)):
+    raise UserError(
+      f"config.model.family is {config.model.family!r} and config.stages is "
+      f"{list(config.stages)}: so far the stage 'sample', alone, is for models "
+      "of images ('sdxl'), and the others are for text ('llama')."
+    )
 
 
 def _check_lora(lora: Lora) -> None:

@@ -58,6 +58,7 @@ from jaxpref.models.source import (
 )
 from jaxpref.ops.attention import resolve_backend
 from jaxpref.report import write_report
+from jaxpref.sample.image_stage import sample_images
 from jaxpref.summary import before_and_after
 from jaxpref.types import Params
 
@@ -73,6 +74,10 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   settings = _resolve(settings, mesh)
   workdir = workdir.expanduser().absolute()
   check_folder(settings, workdir)
+  if settings.stages == ("sample",):
+    sheet = sample_images(settings, workdir, mesh)
+    say(f"Images: {sheet.parent}\nContact sheet: {sheet}")
+    return True
   _check_complete(settings)
   find_loss(settings.loss)
   check_mode(settings)

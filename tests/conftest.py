@@ -103,6 +103,73 @@ def make_prepared(
   return make
 
 
+@pytest.fixture(scope="session")
+def sdxl_folder(
+  shared: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+  """A tiny random SDXL, saved by diffusers; its images have 64 pixels a side.
+
+  Real are its tokenizers and its scheduler.
+  """
+  import diffusers
+  import torch
+  import transformers
+
+  torch.manual_seed(0)
+  text = {
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+  }
+  first = transformers.CLIPTextConfig(hidden_size=8, **text)
+  second = transformers.CLIPTextConfig(hidden_size=4, projection_dim=8, **text)
+  unet = diffusers.UNet2DConditionModel(
+    block_out_channels=[8, 16],
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+    transformer_layers_per_block=[1, 2],
+    attention_head_dim=[1, 2],
+    layers_per_block=1,
+    cross_attention_dim=8 + 4,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=4,
+    projection_class_embeddings_input_dim=8 + 6 * 4,
+    norm_num_groups=4,
+    sample_size=8,
+  )
+  vae = diffusers.AutoencoderKL(
+    block_out_channels=[8] * 4,
+    down_block_types=["DownEncoderBlock2D"] * 4,
+    up_block_types=["UpDecoderBlock2D"] * 4,
+    layers_per_block=1,
+    norm_num_groups=4,
+    sample_size=64,
+    scaling_factor=0.13025,
+  )
+  tokenizer = shared / "models" / "clip-tokenizer"
+  load = transformers.CLIPTokenizer.from_pretrained
+  folder = tmp_path_factory.mktemp("sdxl") / "model"
+  diffusers.StableDiffusionXLPipeline(
+    unet=unet,
+    vae=vae,
+    text_encoder=transformers.CLIPTextModel(first),
+    text_encoder_2=transformers.CLIPTextModelWithProjection(second),
+    tokenizer=load(tokenizer),
+    tokenizer_2=load(tokenizer, pad_token="!"),
+    scheduler=diffusers.EulerDiscreteScheduler(
+      beta_start=0.00085,
+      beta_end=0.012,
+      beta_schedule="scaled_linear",
+      timestep_spacing="leading",
+      steps_offset=1,
+    ),
+  ).save_pretrained(folder)
+  return folder
+
+
 class Launch:
   """`python -m jaxpref.launch` in a process of its own, as users run it."""
 

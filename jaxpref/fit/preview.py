@@ -14,6 +14,7 @@ from jaxpref.data.tokenizer import Rules
 from jaxpref.errors import UserError
 from jaxpref.files import replacing
 from jaxpref.models.build import Definition
+from jaxpref.sample.prompts import read_prompts
 from jaxpref.sample.text import generate
 from jaxpref.score.pattern import pattern_score
 from jaxpref.types import Params
@@ -88,7 +89,7 @@ class Preview:
     if not self._settings.num_prompts:
       return []
     if self._settings.prompts:
-      prompts = _read_prompts(pathlib.Path(self._settings.prompts))
+      prompts = read_prompts(pathlib.Path(self._settings.prompts))
       return [
         self._encode(prompt) for prompt in prompts[: self._settings.num_prompts]
       ]
@@ -113,38 +114,6 @@ class Preview:
         "messages such as [{'role': 'user', 'content': ...}]."
       ) from error
     return rules.encode([text])[0].ids
-
-
-def _read_prompts(path: pathlib.Path) -> list[Any]:
-  """Prompts of a text file, one a line, or of JSONL with `prompt`."""
-  if not path.is_file():
-    raise UserError(
-      f"config.sample.prompts: there is no file {path}. Give a text file with "
-      "a prompt a line, or a .jsonl file with `prompt` in each row."
-    )
-  try:
-    # Not splitlines, which ends lines inside of texts too.
-    lines = path.read_text(encoding="utf-8").split("\n")
-  except UnicodeDecodeError as error:
-    raise UserError(
-      f"config.sample.prompts: {path} is not UTF-8 text: {error}."
-    ) from error
-  if path.suffix != ".jsonl":
-    prompts = [line for line in lines if line.strip()]
-  else:
-    prompts = []
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
-      try:
-        prompts.append(json.loads(line)["prompt"])
-      except (json.JSONDecodeError, KeyError, TypeError):
-        raise UserError(
-          f"{path}, line {number}: not a JSON object with `prompt`."
-        ) from None
-  if not prompts:
-    raise UserError(f"config.sample.prompts: {path} holds no prompt.")
-  return prompts
 
 
 def _replace(

@@ -1,0 +1,114 @@
+"""The stage `sample` for images: a file of prompts to a folder of PNGs."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from jaxpref import config, sharding
+from jaxpref.errors import UserError
+from jaxpref.files import replacing
+from jaxpref.sample.album import Album, read_image
+from jaxpref.sample.image import make_images, make_recipe
+from jaxpref.sample.image_model import ImageModel, open_image_model, tokenize
+from jaxpref.sample.prompts import read_prompts
+
+
+def sample_images(
+  settings: config.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> pathlib.Path:
+  """Makes `per_prompt` images of each prompt; those that are there stay.
+
+  Stopped at any moment, it goes on and ends with the same bits.
+
+  Returns: the contact sheet.
+
+  Raises UserError for what the user can mend; nothing is written then.
+  """
+  sample = settings.sample
+  prompts = [p for p in _prompts(sample) for _ in range(sample.per_prompt)]
+  model = open_image_model(settings.model)
+  image = read_image(sample.image) if sample.image else None
+  recipe = make_recipe(model, sample, image)
+  told = _told(settings, recipe.height, recipe.width)
+  album = Album(workdir / "samples", prompts, told)
+  _tell_of_cuts(tokenize(model, prompts)[1], model)
+  with jax.set_mesh(mesh):
+    rows = sharding.shards("batch")
+    batches = [
+      range(start, min(start + rows, len(prompts)))
+      for start in range(0, len(prompts), rows)
+    ]
+    left = [batch for batch in batches if album.missing(batch)]
+    _write_config(settings, workdir)
+    if left:
+      make = make_images(model, recipe)
+      params = model.load(mesh)
+    for batch in left:
+      pixels = make(params, [prompts[i] for i in batch], list(batch))
+      if jax.process_index() == 0:
+        for number, each in zip(batch, pixels, strict=True):
+          album.put(number, each)
+      _say(f"{batch[-1] + 1} of {len(prompts)} images")
+  return album.close() if jax.process_index() == 0 else workdir
+
+
+def _prompts(sample: config.Sample) -> list[str]:
+  if not sample.prompts:
+    raise UserError(
+      "config.sample.prompts is empty. Give a text file with a prompt a line, "
+      "or a .jsonl file with `prompt` in each row."
+    )
+  prompts = read_prompts(pathlib.Path(sample.prompts))
+  for number, prompt in enumerate(prompts):
+    if not isinstance(prompt, str):
+      raise UserError(
+        f"{sample.prompts}: prompt {number} is {type(prompt).__name__}; "
+        "images are made of texts."
+      )
+  return prompts
+
+
+def _told(settings: config.Config, height: int, width: int) -> dict[str, Any]:
+  """What decides an image beside its prompt and its number."""
+  sample = settings.sample
+  told = {
+    "model": settings.model.path,
+    "seed": sample.seed,
+    "sampler": sample.sampler or "the model's own",
+    "steps": sample.steps,
+    "guidance": sample.guidance,
+    "guidance_rescale": sample.guidance_rescale,
+    "negative_prompt": sample.negative_prompt,
+    "height": height,
+    "width": width,
+    "dtype": settings.model.dtype,
+    "param_dtype": settings.model.param_dtype,
+  }
+  if sample.image:
+    told |= {"start": sample.image, "strength": sample.strength}
+  return told
+
+
+def _tell_of_cuts(count: int, model: ImageModel) -> None:
+  if count:
+    encoder = model.definitions["text_encoder"].config
+    _say(
+      f"Warning: {count} of the prompts are longer than the "
+      f"{encoder.max_position_embeddings} tokens that the model reads; the "
+      "rest of them is cut off."
+    )
+
+
+def _write_config(settings: config.Config, workdir: pathlib.Path) -> None:
+  if jax.process_index():
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  with replacing(workdir / "config.json") as partial:
+    partial.write_text(json.dumps(config.to_dict(settings), indent=2) + "\n")
+
+
+def _say(text: str) -> None:
+  if jax.process_index() == 0:
+    print(text, flush=True)
