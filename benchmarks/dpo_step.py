@@ -1,23 +1,25 @@
-"""Pairs a second of DPO training: ours, and TRL's beside it in one run.
+"""Pairs a second of DPO training: ours, and a peer's beside it in one run.
 
-  python benchmarks/dpo_step.py --against trl --model FOLDER --data FILE
+  python benchmarks/dpo_step.py --against trl --reference live \
+    --model random --tokenizer FOLDER --data FILE
 
 Each side trains in a process of its own, in turn, `--repeat` times: the same
-weights, the same comparisons in the same order, float32, the same AdamW. The
-rate is that of the median step, the first two left out (they compile). One
-JSON object goes to stdout, with both loss curves, which must agree.
+weights, the same comparisons in the same order, float32, the same AdamW, with
+log-probs of the reference computed before training (`cached`) or beside it
+(`live`). The rate is that of the median step, the first two left out (they
+compile). One JSON object goes to stdout, with the loss curves, which must
+agree. Processor seconds are given too: on a busy machine they move less.
 
 Without --data the comparisons are simulated stories; `--model random` is a
 Llama of 58 million random parameters with the tokenizer of `--tokenizer`.
-Needs the extra `bench`.
+`--against trl` needs the extra `bench`; `--against tunix` an environment with
+google-tunix 0.1.7, whose interpreter is `--python`.
 """
 
 import argparse
-import itertools
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,154 +33,50 @@ RANDOM = {
   "num_hidden_layers": 8,
   "num_attention_heads": 8,
   "num_key_value_heads": 8,
+  "rope_theta": 1e6,  # Tunix's, whatever the configuration says
+  "bos_token_id": 1,
+  "eos_token_id": 2,
 }
-BATCH, BETA, LEARNING_RATE = 8, 0.1, 1e-4
+SHARED = {"batch_size": 8, "beta": 0.1, "learning_rate": 1e-4}
 WARM_UP = 2  # steps left out
+OURS = "jaxpref"
 
 
 def main() -> None:
   flags = _parse()
-  if flags.side:
-    print(json.dumps(SIDES[flags.side](flags)))
-    return
   with tempfile.TemporaryDirectory() as folder:
-    _make_inputs(flags, pathlib.Path(folder))
-    sides = ["jaxpref"] + ([flags.against] if flags.against else [])
+    given = _make_inputs(flags, pathlib.Path(folder))
+    sides = [OURS] + ([flags.against] if flags.against else [])
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(flags.repeat):
       for side in sides:
-        results[side].append(_in_process(side, flags))
+        results[side].append(_in_process(side, flags, given))
+        print(side, results[side][-1], file=sys.stderr)
   print(json.dumps(_compare(results, flags), indent=1))
-
-
-def run_jaxpref(flags: argparse.Namespace) -> dict[str, Any]:
-  """Trains through `run`, as the command line does."""
-  from jaxpref import config
-  from jaxpref.fit.metrics import read_metrics
-  from jaxpref.run import run
-
-  settings = config.build(
-    {
-      "model": {
-        "path": flags.model,
-        "dtype": "float32",
-        "remat": "dots_with_no_batch_dims_saveable",
-      },
-      "reference": {"mode": flags.reference},
-      "data": {
-        "path": flags.data,
-        "batch_size": BATCH,
-        "max_length": flags.max_length,
-        "shuffle": False,
-        "max_rejected": 1.0,
-      },
-      "loss": {"name": "dpo", "beta": BETA},
-      "optimizer": {
-        "learning_rate": LEARNING_RATE,
-        "schedule": "constant",
-        "grad_clip": 0.0,
-      },
-      "train": {"steps": flags.steps, "checkpoint_every": 0},
-      "sample": {"num_prompts": 0},
-    }
-  )
-  with tempfile.TemporaryDirectory() as folder:
-    workdir = pathlib.Path(folder) / "run"
-    with open(os.devnull, "w") as nowhere:
-      sys.stdout, stdout = nowhere, sys.stdout
-      run(settings, workdir)
-      sys.stdout = stdout
-    lines = read_metrics(workdir)
-  return _result(
-    [BATCH / line["pairs_per_second"] for line in lines],
-    [line["loss"] for line in lines],
-  )
-
-
-def run_trl(flags: argparse.Namespace) -> dict[str, Any]:
-  """Trains with TRL's DPOTrainer in its fastest settings on CPU."""
-  import time
-
-  from datasets import Dataset, disable_progress_bars
-  import torch
-  import transformers
-  import trl
-
-  disable_progress_bars()
-  transformers.utils.logging.set_verbosity_error()
-  torch.set_num_threads(os.cpu_count() or 1)
-  times: list[float] = []
-
-  class Clock(transformers.TrainerCallback):
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-      if not times:
-        times.append(time.perf_counter())
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-      times.append(time.perf_counter())
-
-  class InOrder(trl.DPOTrainer):
-    def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
-      return torch.utils.data.SequentialSampler(self.train_dataset)
-
-  with tempfile.TemporaryDirectory() as folder:
-    trainer = InOrder(
-      model=transformers.AutoModelForCausalLM.from_pretrained(
-        flags.model, dtype=torch.float32, attn_implementation="sdpa"
-      ),
-      train_dataset=Dataset.from_list(_rows(flags)),
-      processing_class=transformers.AutoTokenizer.from_pretrained(flags.model),
-      callbacks=[Clock()],
-      args=trl.DPOConfig(
-        output_dir=folder,
-        per_device_train_batch_size=BATCH,
-        max_steps=flags.steps,
-        max_length=flags.max_length,
-        beta=BETA,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        weight_decay=0.0,
-        max_grad_norm=1e9,
-        gradient_checkpointing=False,
-        precompute_ref_log_probs=flags.reference == "cached",
-        use_cpu=True,
-        bf16=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-      ),
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-  losses = [
-    line["loss"] for line in trainer.state.log_history if "loss" in line
-  ]
-  steps = [after - before for before, after in itertools.pairwise(times)]
-  return _result(steps, losses)
-
-
-SIDES = {"jaxpref": run_jaxpref, "trl": run_trl}
 
 
 def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--against", choices=["trl"])
+  parser.add_argument("--against", choices=["trl", "tunix"])
+  parser.add_argument("--python", default=sys.executable,
+                      help="the interpreter of the peer")  # fmt: skip
   parser.add_argument("--model", default="random", help="a folder, or random")
   parser.add_argument("--tokenizer", default="", help="a folder, for random")
   parser.add_argument("--data", default="", help="JSONL; '' = simulated")
   parser.add_argument("--reference", choices=["cached", "live"],
                       default="cached")  # fmt: skip
+  parser.add_argument("--remat", default="dots_with_no_batch_dims_saveable",
+                      help="ours; see config.model")  # fmt: skip
   parser.add_argument("--max-length", type=int, default=512)
   parser.add_argument("--steps", type=int, default=10)
   parser.add_argument("--repeat", type=int, default=2)
-  parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
   return parser.parse_args()
 
 
-def _make_inputs(flags: argparse.Namespace, folder: pathlib.Path) -> None:
-  """Writes what the flags leave open, and points them at it."""
+def _make_inputs(
+  flags: argparse.Namespace, folder: pathlib.Path
+) -> dict[str, Any]:
+  """Writes model, comparisons and their tokens; returns the sides' flags."""
   import jax
 
   from jaxpref.data import simulated
@@ -186,37 +84,42 @@ def _make_inputs(flags: argparse.Namespace, folder: pathlib.Path) -> None:
   from jaxpref.models.build import define, init_params
   from jaxpref.models.llama.config import LlamaConfig
 
-  if not flags.data:
+  model, tokenizer, data = flags.model, flags.tokenizer, flags.data
+  if not data:
     simulated.write_corpus(
       folder / "corpus", num_stories=2, num_comparisons=80, seed=0
     )
-    flags.data = str(folder / "corpus" / "comparisons.jsonl")
-    flags.tokenizer = flags.tokenizer or str(folder / "corpus" / "tokenizer")
-  flags.description = flags.model
-  if flags.model == "random":
-    if not flags.tokenizer:
+    data = str(folder / "corpus" / "comparisons.jsonl")
+    tokenizer = tokenizer or str(folder / "corpus" / "tokenizer")
+  if model == "random":
+    if not tokenizer:
       sys.exit("--model random with --data needs --tokenizer FOLDER")
-    definition = define(
-      LlamaConfig.from_arch({**RANDOM, "bos_token_id": 1, "eos_token_id": 2}),
-      dtype="float32",
-    )
+    definition = define(LlamaConfig.from_arch(RANDOM), dtype="float32")
+    params = init_params(definition, jax.random.key(0))
+    model = str(folder / "model")
     huggingface.save_pretrained(
-      folder / "model",
-      definition,
-      init_params(definition, jax.random.key(0)),
-      flags.tokenizer,
+      pathlib.Path(model), definition, params, tokenizer
     )
-    flags.model = str(folder / "model")
-  rows = _rows(flags)
-  flags.data = str(folder / "rows.jsonl")
-  text = "".join(json.dumps(row) + "\n" for row in rows)
-  pathlib.Path(flags.data).write_text(text)
+  rows = folder / "rows.jsonl"
+  _write(rows, _rows(data))
+  tokens = folder / "tokens.jsonl"
+  _write(tokens, _tokens(rows, model, flags.max_length))
+  return {
+    **SHARED,
+    "model": model,
+    "rows": str(rows),
+    "tokens": str(tokens),
+    "reference": flags.reference,
+    "remat": flags.remat,
+    "max_length": flags.max_length,
+    "steps": flags.steps,
+  }
 
 
-def _rows(flags: argparse.Namespace) -> list[dict[str, str]]:
-  """The comparisons as prompt, chosen and rejected; both sides read these."""
-  text = pathlib.Path(flags.data).read_text()
-  if flags.data.endswith(".jsonl"):
+def _rows(data: str) -> list[dict[str, str]]:
+  """The comparisons as prompt, chosen and rejected."""
+  text = pathlib.Path(data).read_text()
+  if data.endswith(".jsonl"):
     rows = [json.loads(line) for line in text.splitlines()]
   else:
     rows = json.loads(text)["rows"]
@@ -224,57 +127,87 @@ def _rows(flags: argparse.Namespace) -> list[dict[str, str]]:
   return [{key: row[key] for key in keys} for row in rows]
 
 
-def _in_process(side: str, flags: argparse.Namespace) -> dict[str, Any]:
-  names = ("model", "data", "reference", "max_length", "steps")
-  given = [
-    f"--{name.replace('_', '-')}={getattr(flags, name)}" for name in names
-  ]
+def _tokens(
+  rows: pathlib.Path, model: str, max_length: int
+) -> list[dict[str, list[int]]]:
+  """The same as token ids, for a peer that takes no text."""
+  from jaxpref import config
+  from jaxpref.data.prepared import prepare
+
+  found = prepare(
+    config.Data(max_length=max_length, max_rejected=1.0), str(rows), model
+  )
+  responses = ("chosen", found.better), ("rejected", found.worse)
+  return [
+    {
+      "prompt": found.prompt(example).tolist(),
+      **{
+        side: found.response(int(numbers[found.first_comparison[example]]))
+        .tolist()
+        for side, numbers in responses
+      },
+    }
+    for example in range(len(found))
+  ]  # fmt: skip
+
+
+def _write(path: pathlib.Path, rows: list[Any]) -> None:
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _in_process(
+  side: str, flags: argparse.Namespace, given: dict[str, Any]
+) -> dict[str, Any]:
   environment = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
   }
+  python = sys.executable if side == OURS else flags.python
+  script = pathlib.Path(__file__).with_name("dpo_sides.py")
   done = subprocess.run(
-    [sys.executable, __file__, f"--side={side}", *given],
+    [python, str(script), side, json.dumps(given)],
     env=environment,
     stdout=subprocess.PIPE,
     check=True,
     text=True,
   )
-  return json.loads(done.stdout.splitlines()[-1])
-
-
-def _result(seconds: list[float], losses: list[float]) -> dict[str, Any]:
-  rate = BATCH / statistics.median(seconds[WARM_UP:])
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  return {
-    "pairs_per_second": round(rate, 3),
-    "step_seconds": [round(each, 3) for each in seconds],
-    "peak_rss_gib": round(peak, 2),
-    "losses": losses,
-  }
+  result = json.loads(done.stdout.splitlines()[-1])
+  for name in ("step_seconds", "processor_seconds"):
+    result[f"median_{name}"] = statistics.median(result[name][WARM_UP:])
+  pairs = SHARED["batch_size"]
+  result["pairs_per_second"] = pairs / result["median_step_seconds"]
+  return result
 
 
 def _compare(
   results: dict[str, list[dict[str, Any]]], flags: argparse.Namespace
 ) -> dict[str, Any]:
   summary: dict[str, Any] = {
-    "model": flags.description,
+    "model": flags.model,
     "reference": flags.reference,
-    "batch_size": BATCH,
+    "batch_size": SHARED["batch_size"],
     "cpus": os.cpu_count(),
     "sides": results,
   }
   if flags.against:
-    pairs = zip(results["jaxpref"], results[flags.against], strict=True)
-    ratios = [a["pairs_per_second"] / b["pairs_per_second"] for a, b in pairs]
-    ours, theirs = (each[0]["losses"] for each in results.values())
-    summary["speed_ratios"] = [round(ratio, 2) for ratio in ratios]
-    summary["largest_loss_difference"] = max(
-      abs(a - b) for a, b in zip(ours, theirs, strict=True)
-    )
+    pairs = list(zip(results[OURS], results[flags.against], strict=True))
+
+    def ratios(name: str) -> list[float]:
+      return [round(b[name] / a[name], 2) for a, b in pairs]
+
+    losses = [each[0]["losses"] for each in results.values()]
+    summary |= {
+      "speed_ratios": ratios("median_step_seconds"),
+      "processor_ratios": ratios("median_processor_seconds"),
+      "memory_ratios": ratios("peak_rss_gib"),
+      "largest_loss_difference": max(
+        abs(a - b) for a, b in zip(*losses, strict=True)
+      ),
+    }
   return summary
 
 
