@@ -13,7 +13,10 @@ from jaxpref.sharding import constrain
 
 
 class Residual(nnx.Module):
-  """x + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))."""
+  """x + conv2(silu(norm2(conv1(silu(norm1(x))) + proj(time)))).
+
+  `time` is the same for all blocks of a model, and comes activated.
+  """
 
   def __init__(
     self,
@@ -57,7 +60,7 @@ class Residual(nnx.Module):
     y = self.conv1(jax.nn.silu(self.norm1(x)))
     if self.time_emb_proj is not None:
       assert time is not None
-      y = y + self.time_emb_proj(jax.nn.silu(time))[:, None, None]
+      y = y + self.time_emb_proj(time)[:, None, None]
     y = self.conv2(jax.nn.silu(self.norm2(y)))
     return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 

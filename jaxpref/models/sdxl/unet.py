@@ -106,6 +106,7 @@ class UNet(nnx.Module):
       time = time + self.class_embedding(self._classes(class_labels))
     if self.add_embedding is not None:
       time = time + self.add_embedding(self._added(added))
+    time = jax.nn.silu(time)
     context = context.astype(self.dtype)
     x = self.conv_in(latents)
     skips = [x]
