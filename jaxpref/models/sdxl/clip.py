@@ -12,10 +12,13 @@ from flax import nnx
 import jax
 from jaxtyping import Array, Float
 
-from jaxpref.models.layers import Dtypes, Linear
+from jaxpref.models.layers import Dtypes, Linear, normal, param
 from jaxpref.models.sdxl.clip_config import ClipConfig
 from jaxpref.models.sdxl.layers import LayerNorm
 from jaxpref.sharding import constrain
+
+INITIAL = 0.02
+"""Standard deviation of random embeddings."""
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """attend(q, k, v), each [items, tokens, heads, head_dim]."""
@@ -24,6 +27,15 @@ _ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
   "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
   "gelu": functools.partial(jax.nn.gelu, approximate=False),
 }
+
+
+class Places(nnx.Module):
+  """A vector for each place; never cut, since their number is odd."""
+
+  def __init__(self, num: int, size: int, *, rngs: nnx.Rngs, dtypes: Dtypes):
+    axes = ("window", "vocab_embed")
+    init = normal(INITIAL)
+    self.table = param(rngs, (num, size), axes, init, dtypes.params)
 
 
 class ClipLayer(nnx.Module):

@@ -9,12 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int32
 
 from jaxpref.models.layers import Embed, Linear, scan_layers, stack_layers
-from jaxpref.models.sdxl.clip import ClipLayer
+from jaxpref.models.sdxl.clip import INITIAL, ClipLayer, Places
 from jaxpref.models.sdxl.clip_config import ClipTextConfig
 from jaxpref.models.sdxl.layers import LayerNorm, as_dtypes
 from jaxpref.ops.attention import Kind, causal_attention
-
-_INITIAL = 0.02  # std of random embeddings
 
 
 class TextStates(NamedTuple):
@@ -40,8 +38,8 @@ class ClipText(nnx.Module):
     dtypes = as_dtypes(dtype, param_dtype)
     rest: Any = {"rngs": rngs, "dtypes": dtypes}
     size, places = config.hidden_size, config.max_position_embeddings
-    self.token_embedding = Embed(config.vocab_size, size, std=_INITIAL, **rest)
-    self.position_embedding = Embed(places, size, std=_INITIAL, **rest)
+    self.token_embedding = Embed(config.vocab_size, size, std=INITIAL, **rest)
+    self.position_embedding = Places(places, size, **rest)
     layer = functools.partial(ClipLayer, config, dtypes=dtypes)
     self.layers = stack_layers(layer, config.num_hidden_layers, rngs)
     self.final_layer_norm = LayerNorm(size, eps=config.layer_norm_eps, **rest)

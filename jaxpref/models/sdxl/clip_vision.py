@@ -9,19 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
 from jaxpref.models.layers import (
-  Embed,
   Linear,
   normal,
   param,
   scan_layers,
   stack_layers,
 )
-from jaxpref.models.sdxl.clip import ClipLayer
+from jaxpref.models.sdxl.clip import INITIAL, ClipLayer, Places
 from jaxpref.models.sdxl.clip_config import ClipVisionConfig
 from jaxpref.models.sdxl.layers import Conv, LayerNorm, as_dtypes
 from jaxpref.ops.full_attention import full_attention
-
-_INITIAL = 0.02  # std of random embeddings
 
 
 class ClipVision(nnx.Module):
@@ -44,7 +41,7 @@ class ClipVision(nnx.Module):
     size, eps = config.hidden_size, config.layer_norm_eps
     places = 1 + (config.image_size // config.patch_size) ** 2
     self.class_embedding = param(
-      rngs, (size,), ("norm",), normal(_INITIAL), dtypes.params
+      rngs, (size,), ("norm",), normal(INITIAL), dtypes.params
     )
     self.patch_embedding = Conv(
       ("image", config.num_channels),
@@ -55,7 +52,7 @@ class ClipVision(nnx.Module):
       use_bias=False,
       **rest,
     )
-    self.position_embedding = Embed(places, size, std=_INITIAL, **rest)
+    self.position_embedding = Places(places, size, **rest)
     self.pre_layrnorm = LayerNorm(size, eps=eps, **rest)  # transformers' name
     layer = functools.partial(ClipLayer, config, dtypes=dtypes)
     self.layers = stack_layers(layer, config.num_hidden_layers, rngs)

@@ -108,7 +108,8 @@ class Attention(nnx.Module):
     use_bias: bool = False,
   ):
     make = functools.partial(Linear, rngs=rngs, dtypes=dtypes)
-    split = {"heads": heads, "head_dim": channels // heads}
+    axis = "heads" if heads > 1 else "features"  # the VAE has one: not cut
+    split = {axis: heads, "head_dim": channels // heads}
     self.to_q = make({"embed": channels}, split, use_bias=use_bias)
     self.to_k = make({"embed": context}, split, use_bias=use_bias)
     self.to_v = make({"embed": context}, split, use_bias=use_bias)
