@@ -86,7 +86,7 @@ def test_half_precision_variants_and_shards(saved, tmp_path):
   save_pipeline(
     tmp_path / "half", plain, params, variant="fp16", max_file_bytes=4000
   )
-  assert (tmp_path / "half/unet").glob("*.fp16-00001-of-*.safetensors")
+  assert [*(tmp_path / "half/unet").glob("*.fp16-00001-of-*.safetensors")]
   index = "diffusion_pytorch_model.safetensors.index.fp16.json"
   assert (tmp_path / "half" / "unet" / index).is_file()
   for variant in ("fp16", ""):  # the only one is found by itself
