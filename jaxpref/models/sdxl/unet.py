@@ -103,7 +103,7 @@ class UNet(nnx.Module):
     """
     time = self._time(timestep, timestep_cond)
     if self.class_embedding is not None:
-      time = time + self.class_embedding(self._classes(class_labels))
+      time = time + self._classes(class_labels)
     if self.add_embedding is not None:
       time = time + self.add_embedding(self._added(added))
     time = jax.nn.silu(time)
@@ -130,7 +130,11 @@ class UNet(nnx.Module):
       raise ValueError("this UNet has class embeddings: give class_labels")
     if self.config.class_embed_type == "timestep":
       labels = self._sinusoids(labels, self.config.block_out_channels[0])
-    return labels
+    embed = self.class_embedding
+    assert embed is not None
+    if isinstance(embed, Embed):  # rows of one token
+      return embed(labels[:, None])[:, 0]
+    return embed(labels)
 
   def _added(self, added: Added | None) -> jax.Array:
     if added is None:
