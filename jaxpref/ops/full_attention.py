@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxpref import sharding
+from jaxpref.ops.attention.cudnn import cudnn_lacks
+from jaxpref.ops.attention.kind import Kind
 from jaxpref.types import checked
 
 _BLOCK = 512  # queries whose scores are held at a time
@@ -22,10 +25,11 @@ def full_attention(
   Beyond 1,024 queries they go in blocks of up to 512, and the backward pass
   computes each block's probabilities again: at 1024² pixels the first level of
   SDXL with attention has 4,096 queries and places, whose scores would take 0.7
-  GB an image and layer. On GPUs in 16 bits it is cuDNN's fused kernel.
+  GB an image and layer. On a mesh of GPUs it is cuDNN's fused kernel, where
+  that can compute it.
   """
-  fused = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] <= 128
-  if jax.default_backend() == "gpu" and fused:
+  lacks = cudnn_lacks(q.dtype, q.shape[3], Kind(scale=q.shape[3] ** -0.5))
+  if sharding.current_platform() == "gpu" and not lacks:
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
   images, queries, heads, size = q.shape
   if queries <= 2 * _BLOCK:

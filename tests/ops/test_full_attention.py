@@ -1,0 +1,54 @@
+"""Attention of images: in blocks, and by cuDNN where the mesh is of GPUs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpref import sharding
+from jaxpref.ops import full_attention as module
+from jaxpref.ops.full_attention import full_attention
+
+Q, K, V = (
+  jax.random.normal(key, (2, length, 2, 8))
+  for key, length in zip(jax.random.split(jax.random.key(0), 3), (11, 5, 5))
+)
+
+
+def test_blocks_of_queries_are_the_whole(monkeypatch):
+  monkeypatch.setattr(module, "_BLOCK", 4)  # 3 blocks, and one query too many
+
+  def loss(attend, *qkv):
+    return jnp.sum(attend(*qkv) ** 2)
+
+  graded = jax.value_and_grad(loss, argnums=(1, 2, 3))
+  ours = jax.jit(lambda *qkv: graded(full_attention, *qkv))(Q, K, V)
+  theirs = graded(jax.nn.dot_product_attention, Q, K, V)
+  check = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4)
+  jax.tree.map(check, ours, theirs)
+  wrong = full_attention(Q, V, K)
+  assert np.abs(wrong - jax.nn.dot_product_attention(Q, K, V)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+  ("platform", "dtype", "head_dim", "calls"),
+  [
+    ("gpu", "bfloat16", 8, ["cudnn"]),
+    ("gpu", "float32", 8, []),
+    ("gpu", "float16", 6, []),  # it wants multiples of 8
+    ("cpu", "bfloat16", 8, []),
+  ],
+)
+def test_the_platform_decides(monkeypatch, platform, dtype, head_dim, calls):
+  seen = []
+
+  def fused(q, k, v, *, implementation):
+    seen.append(implementation)
+    return q
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
+  monkeypatch.setattr(sharding, "current_platform", lambda: platform)
+  jax.eval_shape(
+    full_attention, *(x[..., :head_dim].astype(dtype) for x in (Q, K, V))
+  )
+  assert seen == calls
