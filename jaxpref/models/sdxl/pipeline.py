@@ -80,29 +80,11 @@ def open_pipeline(
   folder = pathlib.Path(folder)
   index = _read_index(folder)
   definitions = {}
-  for name, kind in _parts(index).items():
-    if not (folder / name).is_dir():
-      raise UserError(
-        f"{folder / INDEX}: names {name} ({kind}), and there is no folder "
-        f"{folder / name}. Download the whole folder."
-      )
-    if name not in _MODELS:
-      continue
-    config = read_part(folder / name)
-    found = class_name(config.to_json())
-    if found != kind:
-      raise UserError(
-        f"{folder / INDEX}: {name} is a {kind!r}, and {name}/config.json "
-        f"describes a {found!r}. Take both files of the same model."
-      )
+  for name, config in _read_configs(folder, index).items():
     definitions[name] = define(
       config, dtype=dtype, param_dtype=param_dtype, remat=remat
     )
     check_part(folder / name, definitions[name], variant=variant)
-  if "unet" not in definitions:
-    raise UserError(
-      f"{folder / INDEX}: names no unet. Give the whole folder of a pipeline."
-    )
   return Pipeline(folder, index, definitions, variant)
 
 
@@ -233,6 +215,33 @@ def _read_index(folder: pathlib.Path) -> dict[str, Any]:
       f"{', '.join(PIPELINES)}. Choose a model of one of them."
     )
   return index
+
+
+def _read_configs(
+  folder: pathlib.Path, index: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The config of each part with weights; all parts are there."""
+  configs = {}
+  for name, kind in _parts(index).items():
+    if not (folder / name).is_dir():
+      raise UserError(
+        f"{folder / INDEX}: names {name} ({kind}), and there is no folder "
+        f"{folder / name}. Download the whole folder."
+      )
+    if name not in _MODELS:
+      continue
+    configs[name] = read_part(folder / name)
+    found = class_name(configs[name].to_json())
+    if found != kind:
+      raise UserError(
+        f"{folder / INDEX}: {name} is a {kind!r}, and {name}/config.json "
+        f"describes a {found!r}. Take both files of the same model."
+      )
+  if "unet" not in configs:
+    raise UserError(
+      f"{folder / INDEX}: names no unet. Give the whole folder of a pipeline."
+    )
+  return configs
 
 
 def _parts(index: Mapping[str, Any]) -> dict[str, str]:
