@@ -50,6 +50,7 @@ def as_json(
     },
     "assumes": list(job.assumes),
     "compile_seconds": measured.compile_seconds,
+    "compile_cpu_seconds": measured.compile_cpu_seconds,
     "versions": {name: _version(name) for name in ("jax", "libtpu")},
   }
 

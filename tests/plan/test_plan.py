@@ -23,7 +23,9 @@ ARCH = {
   "num_attention_heads": 4,
   "num_key_value_heads": 2,
 }
-DATA = {"max_length": 32, "row_length": 32, "batch_size": 4}
+# One micro-batch on four chips: with two, the compiler of libtpu 0.0.52 gives up
+# (RET_CHECK in while_loop_all_reduce_code_motion, with splash as with xla).
+DATA = {"max_length": 32, "row_length": 32, "batch_size": 2}
 OVERRIDES = {f"model.arch.{key}": value for key, value in ARCH.items()} | {
   f"data.{key}": value for key, value in DATA.items()
 }
@@ -123,7 +125,7 @@ def _measured(**given):
     "chips": 64, "device_kind": "TPU v5 lite", "memory": memory,
     "limit": 15.75 * gib, "fits": False, "useful": 64 * 197e12,
     "computed": 2 * 64 * 197e12, "collectives": {}, "traffic": 0.0,
-    "compile_seconds": 1.0,
+    "compile_seconds": 1.0, "compile_cpu_seconds": 1.0,
   }  # fmt: skip
   return Measured(**{**values, **given})
 
