@@ -23,7 +23,7 @@ ARCH = {
   "num_attention_heads": 4,
   "num_key_value_heads": 2,
 }
-# One micro-batch on four chips: with two, the compiler of libtpu 0.0.52 gives up
+# One micro-batch on four chips: with two, the compiler of libtpu 0.0.52 fails
 # (RET_CHECK in while_loop_all_reduce_code_motion, with splash as with xla).
 DATA = {"max_length": 32, "row_length": 32, "batch_size": 2}
 OVERRIDES = {f"model.arch.{key}": value for key, value in ARCH.items()} | {
