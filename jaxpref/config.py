@@ -399,12 +399,6 @@ def _check_stages(config: Config) -> None:
         f"config.stages names {stage!r}; it may hold 'prepare' and 'fit', or "
         "'sample' for images."
       )
-  if (config.model.family == "sdxl") != (config.stages == ("sample",)):
-    raise UserError(
-      f"config.model.family is {config.model.family!r} and config.stages is "
-      f"{list(config.stages)}: so far the stage 'sample', alone, is for models "
-      "of images ('sdxl'), and the others are for text ('llama')."
-    )
 
 
 def _check_lora(lora: Lora) -> None:

@@ -74,6 +74,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   settings = _resolve(settings, mesh)
   workdir = workdir.expanduser().absolute()
   check_folder(settings, workdir)
+  _check_stages(settings)
   if settings.stages == ("sample",):
     sheet = sample_images(settings, workdir, mesh)
     say(f"Images: {sheet.parent}\nContact sheet: {sheet}")
@@ -202,6 +203,16 @@ def say(text: str) -> None:
   """Prints once, not once a process."""
   if jax.process_index() == 0:
     print(text, flush=True)
+
+
+def _check_stages(settings: config.Config) -> None:
+  family, stages = settings.model.family, settings.stages
+  if (family == "sdxl") != (stages == ("sample",)):
+    raise UserError(
+      f"config.model.family is {family!r} and config.stages is {list(stages)}: "
+      "so far the stage 'sample', alone, is for models of images ('sdxl'), and "
+      "the others are for text ('llama')."
+    )
 
 
 def _check_complete(settings: config.Config) -> None:
