@@ -26,7 +26,7 @@ from jaxpref.models.export import (
   replace_folder,
   write_json,
 )
-from jaxpref.models.tensors import Tensor, load_leaf, open_file, read_json
+from jaxpref.models.tensors import Tensor, load_table, open_file, read_json
 from jaxpref.models.weights import Weight
 from jaxpref.types import Params
 
@@ -77,7 +77,7 @@ def save_adapter(
   folder = pathlib.Path(folder)
   check_replaceable(folder, CONFIG)
   tensors: dict[str, np.ndarray] = {}
-  for weight in _table(definition):
+  for weight in factor_table(definition):
     leaf: Any = factors
     for key in weight.path:
       leaf = leaf[key]
@@ -106,20 +106,12 @@ def load_adapter(
 
   Raises UserError for tensors that are missing or of another shape.
   """
-  factors: dict[str, Any] = {}
   with contextlib.ExitStack() as stack:
     path = pathlib.Path(folder) / TENSORS
     tensors = {each.name: each for each in open_file(path, stack)}
     _check_tensors(path, tensors, definition)
-    for weight in _table(definition):
-      leaf, sharding, place = definition.shapes, shardings, factors
-      for key in weight.path[:-1]:
-        leaf, place = leaf[key], place.setdefault(key, {})
-        sharding = None if sharding is None else sharding[key]
-      name = weight.path[-1]
-      sharding = None if sharding is None else sharding[name]
-      place[name] = load_leaf(tensors, weight, leaf[name], sharding)
-  return factors
+    table = factor_table(definition)
+    return load_table(tensors, table, definition.shapes, shardings)
 
 
 def check_adapter(folder: str | pathlib.Path, definition: Definition) -> None:
@@ -217,14 +209,16 @@ def _layers(path: pathlib.Path) -> list[str]:
   return sorted(found)
 
 
-def _table(definition: Definition) -> list[Weight]:
+def factor_table(
+  definition: Definition, prefix: str = "base_model.model."
+) -> list[Weight]:
   """Where each tensor of the file stands among the factors."""
   targets = set(definition.targets)
   rank, table = definition.lora.rank, []
   for weight in definition.table:
     if weight.path[-1] == "kernel" and weight.path[:-1] in targets:
       out, into = weight.shape
-      stem = f"base_model.model.{weight.name.removesuffix('.weight')}"
+      stem = f"{prefix}{weight.name.removesuffix('.weight')}"
       for letter, shape in (("a", (rank, into)), ("b", (out, rank))):
         name = f"{stem}.lora_{letter.upper()}.weight"
         path = (*weight.path[:-1], f"lora_{letter}")
@@ -236,7 +230,7 @@ def _check_tensors(
   path: pathlib.Path, tensors: dict[str, Tensor], definition: Definition
 ) -> None:
   names = set(tensors)
-  for weight in _table(definition):
+  for weight in factor_table(definition):
     for layer in range(definition.config.num_hidden_layers):
       name = weight.name.format(layer)
       shape = tuple(tensors[name].slice().get_shape()) if name in names else ()
@@ -259,7 +253,7 @@ def _check_tensors(
 def _to_peft(definition: Definition, base: str) -> dict[str, Any]:
   lora = definition.lora
   alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha
-  layers = {weight.name.split(".")[-3] for weight in _table(definition)}
+  layers = {weight.name.split(".")[-3] for weight in factor_table(definition)}
   return {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",

@@ -4,7 +4,7 @@ Files are memory-mapped and each tensor is read once, so that beside the
 devices the host holds one leaf of the parameters at most.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -86,17 +86,27 @@ def load_tensors(
   Raises UserError for a file that is missing or broken, and for tensors that
   are missing, left over or of another shape, naming them.
   """
-  params: dict[str, Any] = {}
   with contextlib.ExitStack() as stack:
     tensors = open_tensors(folder, stack, reading)
-    _check(folder, tensors, definition)
-    for weight in definition.table:
-      leaf = at(definition.shapes, weight.path)
-      sharding = None if shardings is None else at(shardings, weight.path)
-      place = params
-      for key in weight.path[:-1]:
-        place = place.setdefault(key, {})
-      place[weight.path[-1]] = load_leaf(tensors, weight, leaf, sharding)
+    check_table(folder, tensors, definition.table, definition.shapes)
+    return load_table(tensors, definition.table, definition.shapes, shardings)
+
+
+def load_table(
+  tensors: Mapping[str, Tensor],
+  table: Sequence[Weight],
+  shapes: Mapping[str, Any],
+  shardings: Any,
+) -> Params:
+  """The parameters of a table's rows; arguments as of `load_tensors`."""
+  params: dict[str, Any] = {}
+  for weight in table:
+    leaf = at(shapes, weight.path)
+    sharding = None if shardings is None else at(shardings, weight.path)
+    place = params
+    for key in weight.path[:-1]:
+      place = place.setdefault(key, {})
+    place[weight.path[-1]] = load_leaf(tensors, weight, leaf, sharding)
   return params
 
 
@@ -105,7 +115,8 @@ def check_tensors(
 ) -> None:
   """Raises UserError where `load_tensors` would; reads no tensor."""
   with contextlib.ExitStack() as stack:
-    _check(folder, open_tensors(folder, stack, reading), definition)
+    tensors = open_tensors(folder, stack, reading)
+    check_table(folder, tensors, definition.table, definition.shapes)
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -180,13 +191,17 @@ def open_file(path: pathlib.Path, stack: contextlib.ExitStack) -> list[Tensor]:
     ) from error
 
 
-def _check(
-  folder: pathlib.Path, tensors: Mapping[str, Tensor], definition: Definition
+def check_table(
+  folder: pathlib.Path,
+  tensors: Mapping[str, Tensor],
+  table: Sequence[Weight],
+  leaves: Mapping[str, Any],
 ) -> None:
+  """Raises UserError unless the tensors are those of the table, and whole."""
   shapes = {}
-  for weight in definition.table:
-    layers = at(definition.shapes, weight.path).shape[0]
-    for layer in range(layers if weight.stacked else 1):
+  for weight in table:
+    layers = at(leaves, weight.path).shape[0] if weight.stacked else 1
+    for layer in range(layers):
       shapes[weight.name.format(layer)] = weight.shape
   missing = sorted(set(shapes) - set(tensors))
   if missing:
