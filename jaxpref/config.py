@@ -54,6 +54,7 @@ class Model:
   remat: str = "nothing_saveable"  # a jax.checkpoint policy; '' = keep all
   attention: str = "auto"  # what computes it: auto | xla | cudnn | splash
   head_block: int = 2048  # vocabulary entries scored at a time
+  reward_axes: tuple[str, ...] = ()  # of a reward model; () = its own, or one
   lora: Lora = Lora()
 
 

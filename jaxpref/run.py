@@ -16,6 +16,7 @@ from jaxpref.data.prepared import Prepared, prepare, split_holdout
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
 from jaxpref.fit.checkpoint import Checkpoints
+from jaxpref.fit.choose import find_objective
 from jaxpref.fit.evaluate import held_out
 from jaxpref.fit.flops import Speed, step_flops
 from jaxpref.fit.folder import (
@@ -31,9 +32,9 @@ from jaxpref.fit.loss import (
   find_loss,
   needs_labels,
   needs_mismatched,
+  trains_rewards,
 )
 from jaxpref.fit.metrics import RunLog
-from jaxpref.fit.objectives import text_objective
 from jaxpref.fit.optimizer import make_optimizer, make_schedule
 from jaxpref.fit.preview import Preview
 from jaxpref.fit.put import put_batch
@@ -48,6 +49,7 @@ from jaxpref.fit.step import (
 )
 from jaxpref.models import huggingface
 from jaxpref.models.adapter import save_adapter
+from jaxpref.models.heads import padding
 from jaxpref.models.llama.flops import Tree
 from jaxpref.models.lora import overlay
 from jaxpref.models.source import (
@@ -82,6 +84,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   _check_complete(settings)
   find_loss(settings.loss)
   check_mode(settings)
+  rewards = trains_rewards(settings)
   resolve_backend(settings.model.attention, sharding.platform(mesh))
   folder = settings.model.tokenizer or settings.model.path
   tokenizer = tokenizers.load(folder)
@@ -91,7 +94,10 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   check_same_data(workdir, train, test)
 
   source = open_source(
-    settings.model, seed=settings.train.seed, tokenizer=tokenizer
+    settings.model,
+    seed=settings.train.seed,
+    tokenizer=tokenizer,
+    rewards=rewards,
   )
   _check_suits(source, train, test)
   definition = source.definition
@@ -107,12 +113,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   where = state_shardings(
     mesh, tx, {"policy": definition.shapes}, {"policy": places}
   )
-  make_objective = functools.partial(
-    text_objective,
-    definition,
-    settings.loss,
-    head_block=settings.model.head_block,
-  )
+  make_objective = functools.partial(find_objective, definition, settings)
   put = functools.partial(put_batch, mesh)
   speed = Speed(
     lambda number: step_flops(
@@ -138,7 +139,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
 
     def judge(state: TrainState, number: int) -> dict[str, float]:
       values = evaluate(state)
-      if number in (0, len(steps)):
+      if number in (0, len(steps)) and not rewards:  # those write no text
         values |= preview.write(workdir, number, definition, whole(state))
       return values
 
@@ -184,6 +185,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
       definition,
       whole(state),
       tokenizer_folder=folder,
+      pad_token=padding(tokenizer, stops_at) if rewards else None,
     )
     if source.base:
       save_adapter(

@@ -126,6 +126,8 @@ class Slots:
   label: Int32[Leaf, "slots"]  # 1 desirable, 0 undesirable, -1 not labelled
   # An answer to another prompt, from which losses estimate a divergence.
   mismatched: Bool[Leaf, "slots"]
+  # Where its last token stands among all of the micro-batch, row after row.
+  last: Int32[Leaf, "slots"]
 
 
 @_pytree

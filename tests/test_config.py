@@ -164,6 +164,8 @@ def test_every_field_can_be_set(key):
     value = "other"
   elif isinstance(default, (int, float)):
     value = default / 2 if isinstance(default, float) else abs(default) + 1
+  elif isinstance(default, tuple):
+    value = ["a", "b"]
   else:
     value = {"hidden_size": 8}
   adapted = {"model": {"lora": {"rank": 4}}}

@@ -115,6 +115,7 @@ def batch_shapes(shape: Shape, *, cached: bool) -> TextBatch:
       valid=array(np.bool_, shape.slots),
       label=array(np.int32, shape.slots),
       mismatched=array(np.bool_, shape.slots),
+      last=array(np.int32, shape.slots),
     ),
     comparisons=Comparisons(
       better=array(np.int32, shape.comparisons),
@@ -182,6 +183,8 @@ def _fill_row(
       batch.source[at][here] = sequence[len(prompt) - 1 : -1]
       batch.target[at][here] = response
       batch.slot[at][here] = slot_of[number]
+      last = at[1] * shape.tokens + own[-1]
+      batch.slots.last[at[0], slot_of[number]] = last
 
 
 def _length_classes(shape: Shape) -> list[tuple[int, int]]:
@@ -250,7 +253,11 @@ def _slots(data: Prepared, packing: Packing, shape: Shape) -> Slots:
     mismatched[here] = data.mismatched[numbers]
     valid[here] = True
   return Slots(
-    example_id=example_id, valid=valid, label=label, mismatched=mismatched
+    example_id=example_id,
+    valid=valid,
+    label=label,
+    mismatched=mismatched,
+    last=np.zeros(size, np.int32),  # written with the rows
   )
 
 

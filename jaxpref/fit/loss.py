@@ -1,6 +1,6 @@
 """The loss that a config names, and what it asks of data and models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import inspect
 import math
 from typing import Any
@@ -75,6 +75,30 @@ def needs_mismatched(loss: Loss) -> bool:
   return "kl" in losses.inputs(loss)
 
 
+def trains_rewards(settings: config.Config) -> bool:
+  """Whether a reward model trains: a head that rates whole responses.
+
+  The loss says so, or config.model.reward_axes.
+
+  Raises UserError for a loss that takes other than rewards.
+  """
+  names = losses.inputs(find_loss(settings.loss))
+  if not (settings.model.reward_axes or needs_rewards(names)):
+    return False
+  if other := [name for name in names if name not in REWARDS]:
+    raise UserError(
+      f"config.model.reward_axes asks for a reward model, and the loss "
+      f"{settings.loss.name!r} takes {', '.join(other)} of a model that "
+      "writes. Set config.loss.name=bradley_terry, or leave out reward_axes."
+    )
+  return True
+
+
+def needs_rewards(names: Sequence[str]) -> bool:
+  """Whether a loss with these inputs is one of reward models."""
+  return any("reward" in name for name in names)
+
+
 def needs_reference(loss: Loss) -> bool:
   """Whether the loss compares the policy with a reference."""
   names = losses.inputs(loss)
@@ -82,7 +106,9 @@ def needs_reference(loss: Loss) -> bool:
 
 
 def _check_inputs(name: str, loss: Loss) -> None:
-  missing = [each for each in losses.inputs(loss) if each not in SUPPLIED]
+  missing = [
+    each for each in losses.inputs(loss) if each not in SUPPLIED | REWARDS
+  ]
   if missing:
     raise UserError(
       f"config.loss.name: {name!r} takes {', '.join(missing)}, which training "
@@ -137,3 +163,8 @@ SUPPLIED = frozenset(
   | {f"{side}_{what}" for side in ("chosen", "rejected") for what in _PAIR}
 )  # fmt: skip
 """What `views.Views` computes of text."""
+
+REWARDS = frozenset(
+  {"chosen_reward", "rejected_reward", "reward", "preference", "desirable"}
+)
+"""What `reward.RewardViews` computes of it."""

@@ -22,11 +22,14 @@ def merge_micro_batches(batch: TextBatch, values: Any) -> tuple[TextBatch, Any]:
   micro_batches, slots = batch.slots.valid.shape
   first = slots * jnp.arange(micro_batches, dtype=jnp.int32)
   row = first[:, None, None]
+  _, rows, tokens = batch.tokens.shape
+  token = rows * tokens * jnp.arange(micro_batches, dtype=jnp.int32)[:, None]
   slot = jnp.where(batch.slot < slots, batch.slot + row, micro_batches * slots)
   pairs = batch.comparisons
   numbered = dataclasses.replace(
     batch,
     slot=slot,
+    slots=dataclasses.replace(batch.slots, last=batch.slots.last + token),
     comparisons=dataclasses.replace(
       pairs,
       better=pairs.better + first[:, None],

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float, Float32
 
 from jaxpref import config, losses
 from jaxpref.fit.loss import (
@@ -30,6 +30,7 @@ from jaxpref.fit.loss import (
 from jaxpref.fit.merge import merge_micro_batches
 from jaxpref.fit.views import Views
 from jaxpref.models.build import Definition, bind
+from jaxpref.models.llama.model import Llama
 from jaxpref.models.lora import overlay
 from jaxpref.ops.attention import packed_attention, sequence_attention
 from jaxpref.ops.logprob import token_logp
@@ -63,6 +64,19 @@ class Objective:
     return self.terms(state, batch, values)
 
 
+def read_rows(
+  definition: Definition, params: Params, batch: TextBatch, dropout_key: Any
+) -> tuple[Llama, Float[Array, "rows tokens embed"]]:
+  """The bound model, and its hidden states of packed rows."""
+  model = bind(definition, params, dropout_key)
+  attend = packed_attention(
+    batch.expand,
+    batch.collapse,
+    functools.partial(sequence_attention, backend=definition.attention),
+  )
+  return model, model(batch.tokens, batch.position, attend)[0]
+
+
 def score_text(
   definition: Definition,
   params: Params,
@@ -71,13 +85,7 @@ def score_text(
   dropout_key: Any = None,
 ) -> Float32[Array, "rows responses"]:
   """Log-probability of every response token of packed rows, in nats."""
-  model = bind(definition, params, dropout_key)
-  attend = packed_attention(
-    batch.expand,
-    batch.collapse,
-    functools.partial(sequence_attention, backend=definition.attention),
-  )
-  hidden, _ = model(batch.tokens, batch.position, attend)
+  model, hidden = read_rows(definition, params, batch, dropout_key)
   # The head sees only the states that predict a response token.
   hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
   return token_logp(
@@ -139,7 +147,7 @@ def text_objective(
     state: Any, batch: TextBatch, values: tuple[Array, Array | None]
   ) -> tuple[Terms, Any, Terms]:
     views = Views(batch, *values, unit)
-    found = {"loss": _loss_term(loss, own_options(settings), views)}
+    found = {"loss": loss_term(loss, own_options(settings), views)}
     metrics: Terms = {}
     if compares(loss):
       metrics = _pair_metrics(views, loss, beta(settings))
@@ -154,9 +162,10 @@ def text_objective(
   return Objective(forward, terms, merge)
 
 
-def _loss_term(
+def loss_term(
   loss: Callable[..., Any], options: Mapping[str, Any], views: Views
 ) -> Term:
+  """The loss of every unit, summed; soft labels weigh both directions."""
   names = losses.inputs(loss)
   values = loss(*(views[name] for name in names), **options)
   if not compares(loss):

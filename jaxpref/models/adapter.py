@@ -2,7 +2,8 @@
 
 A folder holds adapter_config.json and adapter_model.safetensors, with
 `base_model.model.LAYER.lora_A.weight` [rank, in] and `...lora_B.weight`
-[out, rank] of each layer.
+[out, rank] of each layer. Beside those of a reward model stands its head, which
+trains in full: `base_model.model.score.weight` [rewards, embed].
 """
 
 import contextlib
@@ -26,11 +27,13 @@ from jaxpref.models.export import (
   replace_folder,
   write_json,
 )
+from jaxpref.models.heads import SCORE
 from jaxpref.models.tensors import Tensor, load_table, open_file, read_json
 from jaxpref.models.weights import Weight
 from jaxpref.types import Params
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_HEAD = f"base_model.model.{SCORE}"
 _NAME = re.compile(r"base_model\.model\.(.*)\.lora_[AB]\.weight")
 _LAYER = re.compile(r"model\.layers\.\d+\.(.*)")
 # What would make an adapter of another kind, and the values that do not.
@@ -39,7 +42,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
   "bias": ("none", None),
   "fan_in_fan_out": (False, None),
   "init_lora_weights": (True, False, None, "gaussian"),  # the base as it was
-  "modules_to_save": (None, []),
+  "modules_to_save": (None, [], ["score"]),  # the head of a reward model
   "rank_pattern": (None, {}),
   "alpha_pattern": (None, {}),
   "layers_to_transform": (None,),
@@ -82,8 +85,9 @@ def save_adapter(
     for key in weight.path:
       leaf = leaf[key]
     array = gather(leaf)
-    for layer in range(len(array)):
-      tensors[weight.name.format(layer)] = weight.theirs(array[layer])
+    for layer in range(len(array) if weight.stacked else 1):
+      part = array[layer] if weight.stacked else array
+      tensors[weight.name.format(layer)] = weight.theirs(part)
   if jax.process_index() != 0:
     return
   partial = folder.with_name(f".{folder.name}.partial")
@@ -97,7 +101,9 @@ def save_adapter(
 def load_adapter(
   folder: str | pathlib.Path, definition: Definition, shardings: Any = None
 ) -> Params:
-  """The factors of a folder, each cut into its shards.
+  """The factors of a folder, and the reward head if there is one.
+
+  Each is cut into its shards.
 
   Args:
     folder: an adapter of PEFT.
@@ -110,7 +116,11 @@ def load_adapter(
     path = pathlib.Path(folder) / TENSORS
     tensors = {each.name: each for each in open_file(path, stack)}
     _check_tensors(path, tensors, definition)
-    table = factor_table(definition)
+    table = [
+      weight
+      for weight in factor_table(definition)
+      if weight.name != _HEAD or _HEAD in tensors
+    ]
     return load_table(tensors, table, definition.shapes, shardings)
 
 
@@ -193,8 +203,8 @@ def _layers(path: pathlib.Path) -> list[str]:
   """Names of the layers in the file, without the number, sorted."""
   found = set()
   with contextlib.ExitStack() as stack:
-    for tensor in open_file(path, stack):
-      name = tensor.name
+    names = {tensor.name for tensor in open_file(path, stack)}
+    for name in names - {_HEAD}:
       match = _NAME.fullmatch(name)
       layer = match and _LAYER.fullmatch(match[1])
       if not layer:
@@ -214,16 +224,18 @@ def factor_table(
 ) -> list[Weight]:
   """Where each tensor of the file stands among the factors."""
   targets = set(definition.targets)
-  rank, table = definition.lora.rank, []
+  rank, rows = definition.lora.rank, []
   for weight in definition.table:
+    if weight.name == SCORE:
+      rows.append(weight._replace(name=_HEAD))
     if weight.path[-1] == "kernel" and weight.path[:-1] in targets:
       out, into = weight.shape
       stem = f"{prefix}{weight.name.removesuffix('.weight')}"
       for letter, shape in (("a", (rank, into)), ("b", (out, rank))):
         name = f"{stem}.lora_{letter.upper()}.weight"
         path = (*weight.path[:-1], f"lora_{letter}")
-        table.append(Weight(name, path, shape, transposed=True))
-  return table
+        rows.append(Weight(name, path, shape, transposed=True))
+  return rows
 
 
 def _check_tensors(
@@ -231,16 +243,18 @@ def _check_tensors(
 ) -> None:
   names = set(tensors)
   for weight in factor_table(definition):
-    for layer in range(definition.config.num_hidden_layers):
+    if weight.name == _HEAD and _HEAD not in names:
+      continue  # an adapter of the model without it
+    layers = definition.config.num_hidden_layers if weight.stacked else 1
+    for layer in range(layers):
       name = weight.name.format(layer)
       shape = tuple(tensors[name].slice().get_shape()) if name in names else ()
       if shape != weight.shape:
         has = f"has the shape {list(shape)}" if shape else "is missing"
         raise UserError(
           f"{path}: {name} {has}; for the model in config.model.path it is "
-          f"{list(weight.shape)} in each of "
-          f"{definition.config.num_hidden_layers} layers. Give an adapter of "
-          "this very model in config.model.lora.path."
+          f"{list(weight.shape)} in each of {layers} layers. Give an adapter "
+          "of this very model in config.model.lora.path."
         )
       names.discard(name)
   if names:
@@ -253,10 +267,11 @@ def _check_tensors(
 def _to_peft(definition: Definition, base: str) -> dict[str, Any]:
   lora = definition.lora
   alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha
-  layers = {weight.name.split(".")[-3] for weight in factor_table(definition)}
+  rows = [weight for weight in factor_table(definition) if weight.stacked]
+  layers = {weight.name.split(".")[-3] for weight in rows}
   return {
     "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
+    "task_type": "SEQ_CLS" if definition.rewards else "CAUSAL_LM",
     "base_model_name_or_path": base or None,
     "r": lora.rank,
     "lora_alpha": alpha,
@@ -267,5 +282,5 @@ def _to_peft(definition: Definition, base: str) -> dict[str, Any]:
     "fan_in_fan_out": False,
     "init_lora_weights": True,
     "inference_mode": True,
-    "modules_to_save": None,
+    "modules_to_save": ["score"] if definition.rewards else None,
   }

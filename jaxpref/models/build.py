@@ -1,6 +1,7 @@
 """From a config to parameters: shapes first, arrays straight into shards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from jaxtyping import DTypeLike
 
 from jaxpref.config import Lora, nearest
 from jaxpref.errors import UserError
+from jaxpref.models.heads import HeadParam, RewardHead, reward_weight
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.llama.model import Llama
 from jaxpref.models.llama.weights import weights
@@ -57,8 +59,8 @@ _FAMILIES: dict[type, Family] = {
 class Definition(NamedTuple):
   """A model without its arrays; hashable parts are `config`, `graphdef`.
 
-  With an adapter, `shapes` and `axes` are those of its factors, which train,
-  and `base` is the model that they are laid over.
+  With an adapter, `shapes` and `axes` are those of what trains, its factors
+  and a reward head, and `base` is the model that they are laid over.
   """
 
   config: Any
@@ -70,6 +72,7 @@ class Definition(NamedTuple):
   base: "Definition | None" = None
   attention: str = "auto"  # the back end, see `ops.attention`
   targets: tuple[Path, ...] = ()  # the layers that have an adapter
+  rewards: tuple[str, ...] = ()  # names of what a reward head gives
 
 
 def define(
@@ -80,6 +83,7 @@ def define(
   remat: str = "nothing_saveable",
   attention: str = "auto",
   lora: Lora = Lora(),  # noqa: B008
+  rewards: tuple[str, ...] = (),
 ) -> Definition:
   """The model's structure; nothing is allocated.
 
@@ -90,6 +94,8 @@ def define(
     remat: name of a jax.checkpoint policy, '' to keep all activations.
     attention: the back end of packed rows, see `ops.attention`.
     lora: the adapter; none where the rank is 0.
+    rewards: names of the axes of a reward head, in place of the model's own;
+      () for none.
 
   Raises UserError for a policy that there is not, and for an adapter whose
   targets the model does not have.
@@ -99,28 +105,41 @@ def define(
       f"config.model.remat is {remat!r}. {nearest(remat, _POLICIES)} '' keeps "
       "all activations."
     )
-  family = _FAMILIES[type(config)]
+  if rewards:  # a tied model has no head of its own
+    config = dataclasses.replace(config, tie_word_embeddings=True)
   make = functools.partial(
-    family.make, config, dtype=dtype, param_dtype=param_dtype, remat=remat
+    _make,
+    config,
+    rewards=rewards,
+    dtype=dtype,
+    param_dtype=param_dtype,
+    remat=remat,
   )
   model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0)))
-  table = tuple(family.weights(config, model))
-  parts = _parts(model, nnx.Param)
-  base = Definition(config, table, *parts, attention=attention)
+  table = _FAMILIES[type(config)].weights(config, model)
+  if rewards:
+    table.append(reward_weight(config.hidden_size, len(rewards)))
+  base = Definition(
+    config,
+    tuple(table),
+    *_parts(model, nnx.Param),
+    attention=attention,
+    rewards=rewards,
+  )
   if not lora.rank:
     return base
-  targets = lora_targets(base, lora)
-
-  def make_adapted() -> nnx.Module:
-    rngs = nnx.Rngs(params=0)
-    adapted = make(rngs=rngs)
-    add_adapters(adapted, targets, lora, rngs)
-    return adapted
-
-  model = nnx.eval_shape(make_adapted)
-  parts = _parts(model, nnx.LoRAParam)
+  targets = tuple(lora_targets(base, lora))
+  adapted = functools.partial(make, lora=lora, targets=targets)
+  model = nnx.eval_shape(lambda: adapted(rngs=nnx.Rngs(params=0)))
   return Definition(
-    config, table, *parts, lora, base, attention, tuple(targets)
+    config,
+    base.table,
+    *_parts(model, _BESIDE),
+    lora,
+    base,
+    attention,
+    targets,
+    rewards,
   )
 
 
@@ -148,21 +167,26 @@ def init_params(
   Kernels are normal with std 1/sqrt(fan_in), so that a model of any width
   starts with activations of order one; embeddings have std
   `initializer_range` (0.02), as in Hugging Face, which has that for all.
-  Factors of an adapter: see `models.lora`.
+  Factors of an adapter: see `models.lora`; reward heads: `models.heads`.
   """
   config, lora = definition.config, definition.lora
   whole = definition.base or definition
   dtype = jax.tree.leaves(whole.shapes)[0].dtype
 
   def make(key: jax.Array) -> Params:
-    rngs = nnx.Rngs(params=key)
-    build = _FAMILIES[type(config)].make
-    model = build(config, rngs=rngs, dtype=dtype, param_dtype=dtype, remat="")
-    if not lora.rank:
-      return nnx.to_pure_dict(nnx.state(model))
-    add_adapters(model, definition.targets, lora, rngs)
-    # The compiler drops the rest of the model again.
-    return nnx.to_pure_dict(nnx.state(model, nnx.LoRAParam))
+    model = _make(
+      config,
+      nnx.Rngs(params=key),
+      lora=lora,
+      targets=definition.targets,
+      rewards=definition.rewards,
+      dtype=dtype,
+      param_dtype=dtype,
+      remat="",
+    )
+    # With an adapter, the compiler drops the rest of the model again.
+    kinds = _BESIDE if lora.rank else nnx.Param
+    return nnx.to_pure_dict(nnx.state(model, kinds))
 
   return jax.jit(make, out_shardings=shardings)(key)
 
@@ -180,8 +204,27 @@ def lora_targets(base: Definition, lora: Lora) -> list[Path]:
   return find_targets(layers, lora.targets)
 
 
-def _parts(model: nnx.Module, kind: type[nnx.Variable]) -> tuple[Any, Any, Any]:
-  """The graph of a model; shapes and axes of the variables of one kind."""
+_BESIDE = (nnx.LoRAParam, HeadParam)  # what trains beside a frozen base
+
+
+def _make(
+  config: Any,
+  rngs: nnx.Rngs,
+  *,
+  lora: Lora = Lora(),  # noqa: B008
+  targets: Sequence[Path] = (),
+  rewards: tuple[str, ...],
+  **options: Any,
+) -> nnx.Module:
+  model: Any = _FAMILIES[type(config)].make(config, rngs=rngs, **options)
+  add_adapters(model, targets, lora, rngs)
+  if rewards:
+    model.score = RewardHead(config.hidden_size, len(rewards))
+  return model
+
+
+def _parts(model: nnx.Module, kind: Any) -> tuple[Any, Any, Any]:
+  """The graph of a model; shapes and axes of the variables of these kinds."""
   graphdef, *states = nnx.split(model, kind, ...)
   state = states[0]
   axes = jax.tree.map(

@@ -15,17 +15,18 @@ import numpy as np
 
 from jaxpref.errors import UserError
 from jaxpref.models.build import Definition
+from jaxpref.models.heads import to_classifier
 from jaxpref.models.lora import merged_kernel
 from jaxpref.models.stream import write_safetensors
 from jaxpref.models.tensors import Files
 from jaxpref.models.weights import at
 from jaxpref.types import Params
 
+_TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 _TOKENIZER_FILES = (
+  *_TOKENIZER_CONFIGS,
   "tokenizer.json",
-  "tokenizer_config.json",
   "tokenizer.model",
-  "special_tokens_map.json",
   "added_tokens.json",
   "vocab.json",
   "merges.txt",
@@ -39,6 +40,7 @@ def save_pretrained(
   params: Params,
   tokenizer_folder: str | pathlib.Path | None = None,
   *,
+  pad_token: tuple[int, str] | None = None,
   max_file_bytes: int = 5 * 10**9,
 ) -> None:
   """Writes config.json, safetensors and the tokenizer's files.
@@ -55,6 +57,8 @@ def save_pretrained(
       adapter are added to the weights that they change, and rounded to theirs.
     tokenizer_folder: where tokenizer files (and generation_config.json, if
       there is one) are copied from.
+    pad_token: of a reward model, see `heads.to_classifier`; its tokenizer
+      pads with it too. None leaves it without one.
     max_file_bytes: above it, tensors are spread over several files.
   """
   folder = pathlib.Path(folder)
@@ -62,7 +66,9 @@ def save_pretrained(
   partial = start_folder(folder)
   write_tensors(partial, definition, params, Files(), max_file_bytes)
   if jax.process_index() == 0:
-    _write_configs(partial, definition, params, tokenizer_folder)
+    _write_configs(partial, definition, params, pad_token)
+    if tokenizer_folder is not None:
+      _copy_tokenizer(partial, definition, tokenizer_folder, pad_token)
     replace_folder(folder, partial)
 
 
@@ -149,12 +155,13 @@ def replace_folder(folder: pathlib.Path, partial: pathlib.Path) -> None:
 def _tensors(
   definition: Definition, params: Params
 ) -> Iterator[tuple[str, np.ndarray]]:
+  dtype = jax.tree.leaves(params)[0].dtype  # a reward head has its own
   for weight in definition.table:
     layer, leaf = at(params, weight.path[:-1]), at(params, weight.path)
     if weight.path[-1] == "kernel" and "lora_a" in layer:
       # One at a time: a copy of all would be a second model.
       leaf = merged_kernel(layer, definition.lora, stacked=weight.stacked)
-    array = gather(leaf)
+    array = gather(leaf).astype(dtype, copy=False)
     for number in range(len(array) if weight.stacked else 1):
       part = array[number] if weight.stacked else array
       yield weight.name.format(number), weight.theirs(part)
@@ -164,18 +171,33 @@ def _write_configs(
   folder: pathlib.Path,
   definition: Definition,
   params: Params,
-  tokenizer_folder: str | pathlib.Path | None,
+  pad_token: tuple[int, str] | None,
 ) -> None:
   dtype = str(jax.tree.leaves(params)[0].dtype)
   config = definition.config.to_hf(dtype=dtype)
+  if definition.rewards:
+    pad_id = pad_token and pad_token[0]
+    config = to_classifier(config, definition.rewards, pad_id)
   write_json(folder / "config.json", config)
   ids = ("bos_token_id", "eos_token_id", "pad_token_id")
   known = {key: config[key] for key in ids if config[key] is not None}
-  if known:
+  if known and not definition.rewards:
     write_json(folder / "generation_config.json", known)
-  if tokenizer_folder is None:
-    return
-  for name in (*_TOKENIZER_FILES, "generation_config.json"):
+
+
+def _copy_tokenizer(
+  folder: pathlib.Path,
+  definition: Definition,
+  tokenizer_folder: str | pathlib.Path,
+  pad_token: tuple[int, str] | None,
+) -> None:
+  own = () if definition.rewards else ("generation_config.json",)
+  for name in (*_TOKENIZER_FILES, *own):
     source = pathlib.Path(tokenizer_folder) / name
     if source.is_file():
       shutil.copyfile(source, folder / name)
+  for name in _TOKENIZER_CONFIGS:
+    path = folder / name
+    if pad_token and path.is_file():
+      given = json.loads(path.read_text(encoding="utf-8"))
+      write_json(path, {**given, "pad_token": pad_token[1]})

@@ -9,6 +9,7 @@ from typing import Any
 from jaxpref.errors import UserError
 from jaxpref.models.build import Definition
 from jaxpref.models.export import save_pretrained
+from jaxpref.models.heads import SCORE
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.llama.weights import IGNORED, TIED, text_name
 from jaxpref.models.tensors import (
@@ -19,7 +20,13 @@ from jaxpref.models.tensors import (
 )
 from jaxpref.types import Params
 
-__all__ = ["check_params", "load_params", "read_config", "save_pretrained"]
+__all__ = [
+  "check_params",
+  "load_head",
+  "load_params",
+  "read_config",
+  "save_pretrained",
+]
 
 
 def read_config(folder: str | pathlib.Path) -> LlamaConfig:
@@ -36,9 +43,24 @@ def read_config(folder: str | pathlib.Path) -> LlamaConfig:
 def load_params(
   folder: str | pathlib.Path, definition: Definition, shardings: Any = None
 ) -> Params:
-  """Parameters of a folder with model.safetensors; see `load_tensors`."""
+  """Parameters of a folder with model.safetensors; see `load_tensors`.
+
+  A reward head that the folder lacks is zero.
+  """
   reading = _reading(definition.config)
   return load_tensors(pathlib.Path(folder), definition, shardings, reading)
+
+
+def load_head(
+  folder: str | pathlib.Path, definition: Definition, shardings: Any = None
+) -> Params:
+  """The reward head of a folder alone; see `load_params`."""
+  whole = definition.base or definition
+  rows = tuple(row for row in whole.table if row.name == SCORE)
+  reading = _reading(definition.config)
+  return load_tensors(
+    pathlib.Path(folder), whole, shardings, reading, only=rows
+  )
 
 
 def check_params(folder: str | pathlib.Path, definition: Definition) -> None:

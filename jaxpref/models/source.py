@@ -14,7 +14,9 @@ from jaxpref import config
 from jaxpref.errors import UserError
 from jaxpref.models import adapter, huggingface
 from jaxpref.models.build import Definition, define, init_params
+from jaxpref.models.heads import reward_axes
 from jaxpref.models.llama.config import LlamaConfig
+from jaxpref.models.lora import overlay
 from jaxpref.types import Params
 
 
@@ -46,20 +48,37 @@ class Source:
 
   def load(self, shardings: Any) -> Params:
     """What trains, each tensor straight into its shards."""
-    lora = self.definition.lora
-    if lora.path:
-      return adapter.load_adapter(lora.path, self.definition, shardings)
+    definition, lora = self.definition, self.definition.lora
     if self.path and not lora.rank:
-      return huggingface.load_params(self.path, self.definition, shardings)
-    return init_params(self.definition, jax.random.key(self.seed), shardings)
+      return huggingface.load_params(self.path, definition, shardings)
+    params = init_params(definition, jax.random.key(self.seed), shardings)
+    if self.path and definition.rewards:
+      head = huggingface.load_head(self.path, definition, shardings)
+      params = overlay(params, head)
+    if lora.path:
+      given = adapter.load_adapter(lora.path, definition, shardings)
+      params = overlay(params, given)
+    return params
 
 
-def open_source(settings: config.Model, *, seed: int, tokenizer: Any) -> Source:
+def open_source(
+  settings: config.Model,
+  *,
+  seed: int,
+  tokenizer: Any,
+  rewards: bool = False,
+) -> Source:
   """The model of `config.model`, as `resolve_model` leaves it.
+
+  Args:
+    settings: which weights, in which form.
+    seed: of random weights.
+    tokenizer: gives random weights their vocabulary.
+    rewards: whether it has a reward head in place of its own.
 
   Raises UserError for a folder or an architecture that cannot be used.
   """
-  definition = read_definition(settings, tokenizer)
+  definition = read_definition(settings, tokenizer, rewards=rewards)
   if settings.path:
     huggingface.check_params(settings.path, definition.base or definition)
   if settings.lora.path:
@@ -68,13 +87,16 @@ def open_source(settings: config.Model, *, seed: int, tokenizer: Any) -> Source:
   return Source(definition, settings.path, seed)
 
 
-def read_definition(settings: config.Model, tokenizer: Any) -> Definition:
+def read_definition(
+  settings: config.Model, tokenizer: Any, *, rewards: bool = False
+) -> Definition:
   """The model's structure, for which no weights need to be there.
 
   Args:
     settings: `config.model`, as `resolve_model` leaves it.
     tokenizer: what random weights take their vocabulary from; None where
       `arch` states it.
+    rewards: whether it has a reward head in place of its own.
 
   Raises UserError for a shape that cannot be had.
   """
@@ -104,6 +126,7 @@ def read_definition(settings: config.Model, tokenizer: Any) -> Definition:
     remat=settings.remat,
     attention=settings.attention,
     lora=settings.lora,
+    rewards=_rewards(settings) if rewards else (),
   )
 
 
@@ -116,6 +139,12 @@ def resolve_model(settings: config.Model, platform: str) -> config.Model:
   dtype = suited if settings.dtype == "auto" else settings.dtype
   lora = adapter.with_adapter(settings.lora)
   return dataclasses.replace(settings, dtype=dtype, lora=lora)
+
+
+def _rewards(settings: config.Model) -> tuple[str, ...]:
+  path = pathlib.Path(settings.path) / "config.json"
+  given = huggingface.read_json(path) if settings.path else {}
+  return reward_axes(given, settings.reward_axes, str(path))
 
 
 def _ids(tokenizer: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 
@@ -74,6 +75,7 @@ def load_tensors(
   definition: Definition,
   shardings: Any,
   reading: Reading,
+  only: Sequence[Weight] | None = None,
 ) -> Params:
   """Parameters of a folder, each tensor read once and cut into its shards.
 
@@ -82,6 +84,7 @@ def load_tensors(
     definition: what the parameters are for; they are cast to its dtypes.
     shardings: a nested dict of shardings; None puts all on one device.
     reading: names of the files and of their tensors.
+    only: rows of the definition's table; None loads all of it.
 
   Raises UserError for a file that is missing or broken, and for tensors that
   are missing, left over or of another shape, naming them.
@@ -89,7 +92,8 @@ def load_tensors(
   with contextlib.ExitStack() as stack:
     tensors = open_tensors(folder, stack, reading)
     check_table(folder, tensors, definition.table, definition.shapes)
-    return load_table(tensors, definition.table, definition.shapes, shardings)
+    table = definition.table if only is None else only
+    return load_table(tensors, table, definition.shapes, shardings)
 
 
 def load_table(
@@ -106,7 +110,11 @@ def load_table(
     place = params
     for key in weight.path[:-1]:
       place = place.setdefault(key, {})
-    place[weight.path[-1]] = load_leaf(tensors, weight, leaf, sharding)
+    if weight.optional and weight.name not in tensors:
+      zeros = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
+      place[weight.path[-1]] = zeros
+    else:
+      place[weight.path[-1]] = load_leaf(tensors, weight, leaf, sharding)
   return params
 
 
@@ -203,7 +211,8 @@ def check_table(
     layers = at(leaves, weight.path).shape[0] if weight.stacked else 1
     for layer in range(layers):
       shapes[weight.name.format(layer)] = weight.shape
-  missing = sorted(set(shapes) - set(tensors))
+  optional = {weight.name for weight in table if weight.optional}
+  missing = sorted(set(shapes) - set(tensors) - optional)
   if missing:
     raise UserError(
       f"{folder}: {_some(missing)} missing from the safetensors files, and "
@@ -217,7 +226,8 @@ def check_table(
       "describes a model without them. Correct config.json, or choose a plain "
       "model of its kind."
     )
-  for name, shape in shapes.items():
+  for name in shapes.keys() & tensors.keys():
+    shape = shapes[name]
     path, given = tensors[name].path, tensors[name].slice()
     if tuple(given.get_shape()) != shape:
       raise UserError(

@@ -18,6 +18,7 @@ class Weight(NamedTuple):
   path: tuple[str, ...]  # in our nested dict; a stacked leaf has layers first
   shape: tuple[int, ...]  # in the file
   transposed: bool
+  optional: bool = False  # zero where a file lacks it
 
   @property
   def stacked(self) -> bool:

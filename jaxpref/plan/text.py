@@ -10,14 +10,15 @@ from jaxpref.data import tokenizer as tokenizers
 from jaxpref.data.batch import batch_shapes
 from jaxpref.data.packing import Shape, round_up
 from jaxpref.errors import UserError
+from jaxpref.fit.choose import find_objective
 from jaxpref.fit.flops import step_flops
 from jaxpref.fit.loss import (
   compares,
   find_loss,
   needs_labels,
   needs_mismatched,
+  trains_rewards,
 )
-from jaxpref.fit.objectives import text_objective
 from jaxpref.fit.optimizer import make_optimizer, make_schedule
 from jaxpref.fit.put import batch_places
 from jaxpref.fit.reference import check_mode, frozen_roles, with_mode
@@ -42,7 +43,9 @@ def text_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   # How many examples there are is not known; an epoch sees all of them.
   settings = with_mode(settings, not settings.train.steps)
   tokenizer = tokenizers.load(model.tokenizer) if model.tokenizer else None
-  definition = read_definition(model, tokenizer)
+  definition = read_definition(
+    model, tokenizer, rewards=trains_rewards(settings)
+  )
   schedule = make_schedule(settings.optimizer, settings.train.steps)
   tx = make_optimizer(settings.optimizer, schedule)
   places = _places(mesh, definition)
@@ -51,9 +54,7 @@ def text_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   shape = step_shape(settings, mesh)
   batch = batch_shapes(shape, cached=settings.reference.mode == "cached")
   return Job(
-    objective=text_objective(
-      definition, settings.loss, head_block=model.head_block, training=True
-    ),
+    objective=find_objective(definition, settings, training=True),
     tx=tx,
     schedule=schedule,
     state=state_shapes(shapes, tx, where),

@@ -25,8 +25,8 @@ _CHARTS: dict[str, tuple[dict[str, tuple[str, str]], dict[str, Any]]] = {
   "Rewards": ({
     "rewards/chosen": ("chosen", "blue"),
     "rewards/rejected": ("rejected", "orange"),
-  }, {"zero": True, "help": "β times the log-probability, less the reference's "
-      "where the loss has one"}),
+  }, {"zero": True, "help": "of a reward model; else β times the "
+      "log-probability, less the reference's where the loss has one"}),
   "Log-probability of answers": ({
     "logps/chosen": ("chosen", "blue"),
     "eval/logps/chosen": ("held-out", "blue"),

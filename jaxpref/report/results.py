@@ -54,8 +54,7 @@ def headline(lines: Sequence[Row], rows: Sequence[Result]) -> str:
 def _held_out(lines: Sequence[Row]) -> Iterator[Result]:
   for key, name, text, sign, about in (
     ("eval/rewards/accuracies", "Reward accuracy", percent, 1,
-     "held-out comparisons where the preferred answer has the larger implicit "
-     "reward"),
+     "held-out comparisons where the preferred answer has the larger reward"),
     ("eval/logps/accuracies", "Preferred answer is the likelier one", percent,
      1, "held-out comparisons where the model gives it more probability"),
     ("eval/rewards/margins", "Reward margin", number, 1,

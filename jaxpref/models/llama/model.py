@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Float32, Int32
 
+from jaxpref.models.heads import RewardHead
 from jaxpref.models.layers import (
   Call,
   Dtypes,
@@ -50,6 +51,8 @@ class Llama(nnx.Module):
   The caller's `attend` decides what a token sees (packed rows, padding, a
   cache), so the model knows neither masks nor sequences.
   """
+
+  score: RewardHead  # there only in reward models
 
   def __init__(
     self,

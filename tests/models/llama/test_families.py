@@ -15,7 +15,7 @@ import transformers
 from jaxpref import losses
 from jaxpref.config import Lora
 from jaxpref.fit.objectives import score_text
-from jaxpref.models.build import bind, define, lora_targets
+from jaxpref.models.build import bind, define
 from jaxpref.models.huggingface import (
   load_params,
   read_config,
@@ -331,7 +331,7 @@ def test_an_export_is_the_same_model(case, tmp_path):
 
 def test_adapters_go_to_every_linear_layer(case):
   settings = Lora(rank=2)
-  assert len(lora_targets(case.config, settings)) == 7
   definition = define(case.config, dtype="float32", lora=settings)
+  assert len(definition.targets) == 7
   q = definition.shapes["layers"]["attention"]["q"]["lora_a"]
   assert q.shape == (case.config.num_hidden_layers, 32, 2)
