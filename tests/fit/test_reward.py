@@ -110,6 +110,7 @@ def test_loss_and_metrics(rating, params, few, plain):
     {"policy": params}, {}, {}, batch, jax.random.key(0)
   )
   better, worse = (jnp.asarray(plain[x]) for x in (few.better, few.worse))
+  accuracy = float(jnp.mean(better > worse))
   loss = functools.partial(losses.bradley_terry, center=0.1)
   p = few.preference
   each = p * loss(better, worse) + (1 - p) * loss(worse, better)
@@ -120,10 +121,10 @@ def test_loss_and_metrics(rating, params, few, plain):
   mean = {name: float(x.total / x.count) for name, x in metrics.items()}
   assert mean == pytest.approx(
     {
-      "rewards/chosen": better.mean(),
-      "rewards/rejected": worse.mean(),
-      "rewards/margins": (better - worse).mean(),
-      "rewards/accuracies": (better > worse).mean(),
+      "rewards/chosen": float(better.mean()),
+      "rewards/rejected": float(worse.mean()),
+      "rewards/margins": float((better - worse).mean()),
+      "rewards/accuracies": accuracy,
       "rewards/ties": 0.0,
     },
     abs=1e-5,
