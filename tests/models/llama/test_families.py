@@ -250,7 +250,7 @@ def _row():
     target=target,
     slot=jnp.asarray((responses >= 12)[None], jnp.int32),
     ref_token_logp=None,
-    slots=Slots(none, none > 0, none, none > 0),
+    slots=Slots(none, none > 0, none, none > 0, none),
     comparisons=Comparisons(none, none, none > 0, none / 1.0, none / 1.0),
   )
 
