@@ -67,7 +67,7 @@ class Reference:
 
 @_section
 class Data:
-  path: str = ""  # a .jsonl, .jsonl.gz or .parquet file, or a folder of them
+  path: str = ""  # a file, a folder of files, a pattern (*.parquet), a URL
   format: str = "auto"
   eval_path: str = ""
   eval_holdout: int = 0  # examples of `path` kept for evaluation
@@ -149,6 +149,16 @@ class Score:
 
 
 @_section
+class Pair:
+  """How comparisons are made of scored responses."""
+
+  rule: str = "best_worst"  # best_worst | best_rest | adjacent | all_pairs
+  axis: str = ""  # the score that decides; '' = the first that the data have
+  margin: float = 0.0  # responses whose scores differ by less are a tie
+  ties: str = "drop"  # drop | keep | soften, see jaxpref/pair/rules.py
+
+
+@_section
 class Config:
   model: Model = Model()
   reference: Reference = Reference()
@@ -159,6 +169,7 @@ class Config:
   mesh: MeshShape = MeshShape()
   sample: Sample = Sample()
   score: Score = Score()
+  pair: Pair = Pair()
   stages: tuple[str, ...] = ("fit",)
 
 
@@ -170,6 +181,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "reference.mode": ("auto", "live", "cached", "base", "none"),
   "reference.fill": ("before", "during"),
   "data.truncate": ("drop", "keep_start", "keep_end"),
+  "pair.rule": ("best_worst", "best_rest", "adjacent", "all_pairs"),
+  "pair.ties": ("drop", "keep", "soften"),
   "optimizer.name": ("adamw",),
   "optimizer.schedule": ("constant", "linear", "cosine"),
 }
@@ -224,7 +237,7 @@ def with_absolute_paths(config: Config) -> Config:
   run rightly.
   """
   for key in PATHS:
-    if value := _get(config, key):
+    if (value := _get(config, key)) and "://" not in value:
       path = os.path.abspath(os.path.expanduser(value))
       config = _replace(config, key, path)
   return config
@@ -376,7 +389,7 @@ def _check_values(config: Config) -> None:
   for key in POSITIVE:
     if (value := _get(config, key)) < 1:
       raise UserError(f"config.{key} is {value}; it must be at least 1.")
-  for section in ("data", "optimizer", "train", "sample"):
+  for section in ("data", "optimizer", "train", "sample", "pair"):
     for field in dataclasses.fields(getattr(config, section)):
       value = _get(config, key := f"{section}.{field.name}")
       if isinstance(value, (int, float)) and not value >= 0:

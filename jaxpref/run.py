@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpref import config, sharding
+from jaxpref import config, pair, sharding
 from jaxpref.data import tokenizer as tokenizers
 from jaxpref.data.prepared import Prepared, prepare, split_holdout
 from jaxpref.data.steps import Steps
@@ -32,6 +32,7 @@ from jaxpref.fit.loss import (
   find_loss,
   needs_labels,
   needs_mismatched,
+  ranks,
   trains_rewards,
 )
 from jaxpref.fit.metrics import RunLog
@@ -227,8 +228,9 @@ def _check_complete(settings: config.Config) -> None:
     )
   if not settings.data.path:
     raise UserError(
-      "config.data.path is empty. Give a .jsonl, .jsonl.gz or .parquet file "
-      "of comparisons, or a folder of such files."
+      "config.data.path is empty. Give a file of comparisons (.jsonl, "
+      ".jsonl.gz, .jsonl.zst, .parquet, .arrow or .array_record), or a folder "
+      "of such files."
     )
 
 
@@ -252,6 +254,9 @@ def _prepare(
   def read(path: str) -> Prepared:
     found = prepare(data, path, folder)
     say(found.summary())
+    found, told = pair.with_pairs(found, settings.pair)
+    if told:
+      say(told)
     return _usable(found, path, find_loss(settings.loss))
 
   train = read(data.path)
@@ -274,6 +279,13 @@ def _usable(data: Prepared, path: str, loss: Callable[..., Any]) -> Prepared:
     advice = (
       "This loss needs rows with `chosen` and `rejected`; labelled answers "
       "train with config.loss.name=kto, and answers alone with sft."
+    )
+  elif ranks(loss):
+    usable = np.add.reduceat(np.isfinite(data.score), first) > 1
+    what = "list of scored answers"
+    advice = (
+      "This loss needs rows with several scored or ranked responses, or with "
+      "`chosen` and `rejected`; answers alone train with config.loss.name=sft."
     )
   elif needs_labels(loss):
     usable = np.logical_or.reduceat(data.label >= 0, first)
@@ -336,13 +348,29 @@ def _make_steps(
     rows=data.rows_per_device * devices,
     row_length=data.row_length,
     share_prompts=data.share_prompts,
-    compare=compares(loss) or needs_labels(loss),
   )
   epoch = -(-len(train.prompt_lengths) // data.batch_size)
   num_steps = settings.train.steps or epoch * data.epochs
-  steps = make(train, shuffle=data.shuffle, seed=data.seed, num_steps=num_steps)
+  steps = make(
+    train,
+    kept=kept_responses(train, loss),
+    shuffle=data.shuffle,
+    seed=data.seed,
+    num_steps=num_steps,
+  )
   _tell_of_empty_rows(steps)
-  return steps, make(test) if test else None
+  return steps, make(test, kept=kept_responses(test, loss)) if test else None
+
+
+def kept_responses(data: Prepared, loss: Callable[..., Any]) -> np.ndarray:
+  """Which responses the loss looks at; the others are not computed."""
+  if compares(loss):
+    return data.compared
+  if ranks(loss):
+    return np.isfinite(data.score)
+  if needs_labels(loss):
+    return (data.label >= 0) | data.mismatched
+  return data.imitated
 
 
 def _tell_of_empty_rows(steps: Steps) -> None:

@@ -111,6 +111,7 @@ class Record:
   prompt: str | Sequence[Mapping[str, str]]
   responses: Sequence[Response]
   comparisons: Sequence[Comparison] = ()
+  meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 _pytree = functools.partial(jax.tree_util.register_dataclass)
@@ -128,6 +129,7 @@ class Slots:
   mismatched: Bool[Leaf, "slots"]
   # Where its last token stands among all of the micro-batch, row after row.
   last: Int32[Leaf, "slots"]
+  score: Float32[Leaf, "slots"]  # larger is better; 0 where there is none
 
 
 @_pytree
@@ -140,6 +142,15 @@ class Comparisons:
   valid: Bool[Leaf, "pairs"]
   weight: Float32[Leaf, "pairs"]
   preference: Float32[Leaf, "pairs"]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class Lists:
+  """The scored responses to one prompt, a row each, over a micro-batch."""
+
+  slot: Int32[Leaf, "lists items"]
+  valid: Bool[Leaf, "lists items"]
 
 
 @_pytree
@@ -167,3 +178,4 @@ class TextBatch:
   ref_token_logp: Float32[Leaf, "rows responses"] | None
   slots: Slots
   comparisons: Comparisons
+  lists: Lists

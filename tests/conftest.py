@@ -81,7 +81,8 @@ def make_prepared(
 
   An example is (prompt ids, [response ids, ...], [comparison, ...]), and a
   comparison the arguments of `types.Comparison`: (better, worse, ...). A
-  fourth part, if any, is the label of each response: True, False or None.
+  fourth part, if any, is the label of each response: True, False or None; a
+  fifth the scores of each, by name.
   """
   from jaxpref.data import build, cache, text
   from jaxpref.types import Comparison, Record, Response
@@ -89,14 +90,22 @@ def make_prepared(
   def make(examples: Any) -> cache.Prepared:
     folder = tmp_path_factory.mktemp("prepared")
     table = build._Table(folder, {"made": 0})
-    for row, (prompt, responses, pairs, *labels) in enumerate(examples):
+    for row, (prompt, responses, pairs, *rest) in enumerate(examples):
       pairs = [Comparison(*pair) for pair in pairs]
-      labels = labels[0] if labels else [None] * len(responses)
-      texts = [Response("", label=label) for label in labels]
+      labels, scores = [*rest, *(None, None)[len(rest) :]]
+      texts = [
+        Response("", label=label, scores=score)
+        for label, score in zip(
+          labels or [None] * len(responses),
+          scores or [{}] * len(responses),
+          strict=True,
+        )
+      ]
       record = Record(f"made:{row}", "", texts, pairs)
       table.append(record, text.Tokens(list(prompt), list(responses)))
     fingerprint, counts = table.close()
     manifest = {"files": ["made"], "fingerprint": fingerprint, "stats": counts}
+    manifest["axes"] = table.axes
     (folder / cache.MANIFEST).write_text(json.dumps(manifest))
     return cache.Prepared(folder)
 

@@ -1,6 +1,7 @@
 """From a packing to the arrays of a step."""
 
 from collections.abc import Iterator
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from jaxpref.data.packing import Packing, Piece, Row, Shape, round_up
 from jaxpref.data.prepared import Prepared
-from jaxpref.types import Comparisons, Slots, TextBatch
+from jaxpref.types import Comparisons, Lists, Slots, TextBatch
 
 
 class Place(NamedTuple):
@@ -24,6 +25,7 @@ class Place(NamedTuple):
 
 def needed_shape(data: Prepared, packing: Packing) -> Shape:
   """The sizes that a packing takes, a little rounded up."""
+  listed = functools.partial(_listed, data)
   rows = [row for micro in packing for row in micro]
   ranks = itertools.zip_longest(
     *(sorted(_lengths(data, row).values(), reverse=True) for row in rows),
@@ -41,6 +43,8 @@ def needed_shape(data: Prepared, packing: Packing) -> Shape:
     responses=round_up(max(scored), 8),
     slots=max(1, *(len(_slot_numbers(micro)) for micro in packing)),
     comparisons=max(1, *(len(_compared(data, m)) for m in packing)),
+    lists=max(1, *map(len, map(listed, packing))),
+    items=max([1, *(len(n) for m in packing for n in listed(m).values())]),
   )
 
 
@@ -77,6 +81,7 @@ def make_batch(
     ),
     slots=_slots(data, packing, shape),
     comparisons=_comparisons(data, packing, shape),
+    lists=_lists(data, packing, shape),
   )
   for m, micro in enumerate(packing):
     slot_of = _slot_numbers(micro)
@@ -116,6 +121,7 @@ def batch_shapes(shape: Shape, *, cached: bool) -> TextBatch:
       label=array(np.int32, shape.slots),
       mismatched=array(np.bool_, shape.slots),
       last=array(np.int32, shape.slots),
+      score=array(np.float32, shape.slots),
     ),
     comparisons=Comparisons(
       better=array(np.int32, shape.comparisons),
@@ -123,6 +129,10 @@ def batch_shapes(shape: Shape, *, cached: bool) -> TextBatch:
       valid=array(np.bool_, shape.comparisons),
       weight=array(np.float32, shape.comparisons),
       preference=array(np.float32, shape.comparisons),
+    ),
+    lists=Lists(
+      slot=array(np.int32, shape.lists, shape.items),
+      valid=array(np.bool_, shape.lists, shape.items),
     ),
   )
 
@@ -241,16 +251,27 @@ def _compared(data: Prepared, micro: list[Row]) -> list[int]:
   ]
 
 
+def _listed(data: Prepared, micro: list[Row]) -> dict[int, list[int]]:
+  """Example -> its scored responses, where there are several."""
+  found: dict[int, list[int]] = {}
+  for piece in _pieces(micro):
+    scored = [j for j in piece.responses if data.score[j] == data.score[j]]
+    found.setdefault(piece.example, []).extend(scored)
+  return {i: numbers for i, numbers in found.items() if len(numbers) > 1}
+
+
 def _slots(data: Prepared, packing: Packing, shape: Shape) -> Slots:
   size = (shape.micro_batches, shape.slots)
   example_id, label = np.zeros(size, np.int32), np.full(size, -1, np.int32)
   valid, mismatched = np.zeros(size, bool), np.zeros(size, bool)
+  score = np.zeros(size, np.float32)
   for m, micro in enumerate(packing):
     numbers = list(_slot_numbers(micro))
     here = m, slice(len(numbers))
     example_id[here] = [p.example for p in _pieces(micro) for _ in p.responses]
     label[here] = data.label[numbers]
     mismatched[here] = data.mismatched[numbers]
+    score[here] = np.nan_to_num(data.score[numbers])
     valid[here] = True
   return Slots(
     example_id=example_id,
@@ -258,7 +279,20 @@ def _slots(data: Prepared, packing: Packing, shape: Shape) -> Slots:
     label=label,
     mismatched=mismatched,
     last=np.zeros(size, np.int32),  # written with the rows
+    score=score,
   )
+
+
+def _lists(data: Prepared, packing: Packing, shape: Shape) -> Lists:
+  size = (shape.micro_batches, shape.lists, shape.items)
+  slot, valid = np.zeros(size, np.int32), np.zeros(size, bool)
+  for m, micro in enumerate(packing):
+    slot_of = _slot_numbers(micro)
+    for i, numbers in enumerate(_listed(data, micro).values()):
+      here = m, i, slice(len(numbers))
+      slot[here] = [slot_of[number] for number in numbers]
+      valid[here] = True
+  return Lists(slot=slot, valid=valid)
 
 
 def _comparisons(data: Prepared, packing: Packing, shape: Shape) -> Comparisons:

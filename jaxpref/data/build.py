@@ -1,11 +1,12 @@
 """Writes one prepared folder: read, refuse, tokenise, store."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import pathlib
 from typing import Any, TextIO
 
@@ -23,7 +24,7 @@ _BATCH = 512  # rows tokenised at a time
 
 def write_folder(
   folder: pathlib.Path,
-  files: list[pathlib.Path],
+  files: Sequence[read.Source],
   data: config.Data,
   tokenizer_folder: str,
   depends: Mapping[str, Any],
@@ -41,6 +42,7 @@ def write_folder(
   manifest = {
     "files": list(names),
     "formats": formats.explain(tally.formats),
+    "axes": table.axes,
     "fingerprint": fingerprint,
     "stats": tally.stats() | counts,
     "depends": depends,
@@ -49,7 +51,7 @@ def write_folder(
 
 
 def _tokenized(
-  files: list[pathlib.Path],
+  files: Sequence[read.Source],
   data: config.Data,
   rules: tokenizer.Rules,
   tally: "_Tally",
@@ -59,14 +61,8 @@ def _tokenized(
     tally.refused[refusal.kind] += 1
     rejected.write(json.dumps(refusal._asdict()) + "\n")
 
-  rows = read.read_rows(files)
-  while batch := list(itertools.islice(rows, _BATCH)):
-    tally.rows += len(batch)
-    parsed = [_parse(row, data.format, tally) for row in batch]
-    for refusal in parsed:
-      if isinstance(refusal, Refusal):
-        refuse(refusal)
-    records = [each for each in parsed if isinstance(each, Record)]
+  records_ = _joined(_records(files, data.format, tally, refuse))
+  while records := list(itertools.islice(records_, _BATCH)):
     outcomes = text.tokenize(records, rules, data, tally.counts)
     for record, outcome in zip(records, outcomes, strict=True):
       if isinstance(outcome, text.Tokens):
@@ -78,15 +74,46 @@ def _tokenized(
         tally.dropped[outcome.kind] += 1
 
 
+def _records(
+  files: Sequence[read.Source],
+  name: str,
+  tally: "_Tally",
+  refuse: Callable[[Refusal], None],
+) -> Iterator[tuple[Record, bool]]:
+  """The records of the rows, and whether rows after it may belong to it."""
+  for row in read.read_rows(files):
+    tally.rows += 1
+    record = _parse(row, name, tally)
+    if isinstance(record, Refusal):
+      refuse(record)
+    else:
+      yield record
+
+
+def _joined(records: Iterator[tuple[Record, bool]]) -> Iterator[Record]:
+  """Makes one of records that follow each other and share their prompt."""
+  last, open_ = None, False
+  for record, joins in records:
+    if last and open_ and joins and record.prompt == last.prompt:
+      responses = [*last.responses, *record.responses]
+      last = dataclasses.replace(last, responses=responses)
+      continue
+    if last:
+      yield last
+    last, open_ = record, joins
+  if last:
+    yield last
+
+
 def _parse(
   row: read.Row | Refusal, name: str, tally: "_Tally"
-) -> Record | Refusal:
+) -> tuple[Record, bool] | Refusal:
   if isinstance(row, Refusal):
     return row
   try:
     name = formats.detect(row.values) if name == "auto" else name
     tally.formats[name] += 1
-    return formats.to_record(row, name)
+    return formats.to_record(row, name), formats.FORMATS[name].joins
   except formats.Refused as error:
     return Refusal(row.file, row.number, error.kind, str(error))
 
@@ -135,6 +162,7 @@ class _Table:
     self._writer = ArrayWriter(folder / ARRAYS, "tokens")
     self._digest = hashlib.sha256()
     self._columns: dict[str, list[Any]] = {name: [] for name in _INT + _FLOAT}
+    self._scores: dict[str, list[float]] = {}  # by axis, NaN where not scored
     for name in ("first_response", "first_comparison"):
       self._columns[name].append(0)
 
@@ -149,6 +177,10 @@ class _Table:
     first = len(columns["response_lengths"])
     columns["response_lengths"] += map(len, tokens.responses)
     columns["label"] += map(_label, record.responses)
+    for name in dict.fromkeys(n for r in record.responses for n in r.scores):
+      self._scores.setdefault(name, [math.nan] * first)
+    for name, scores in self._scores.items():
+      scores += [r.scores.get(name, math.nan) for r in record.responses]
     columns["first_response"].append(len(columns["response_lengths"]))
     for comparison in record.comparisons:
       columns["better"].append(first + comparison.better)
@@ -157,13 +189,24 @@ class _Table:
       columns["weight"].append(comparison.weight)
     columns["first_comparison"].append(len(columns["better"]))
 
+  @property
+  def axes(self) -> list[str]:
+    """What responses are scored by."""
+    return list(self._scores)
+
   def close(self) -> tuple[str, dict[str, int]]:
     """Completes the file; returns the fingerprint and what it holds."""
-    arrays = {name: np.array(self._columns[name], np.int32) for name in _INT}
+    arrays: dict[str, np.ndarray] = {
+      name: np.array(self._columns[name], np.int32) for name in _INT
+    }
     for name in _FLOAT:
       arrays[name] = np.array(self._columns[name], np.float32)
+    shape = len(self._scores), len(arrays["response_lengths"])
+    scores = np.array(list(self._scores.values()), np.float32)
+    arrays["scores"] = scores.reshape(shape)
     for name in _HASHED:
       self._digest.update(arrays[name].tobytes())
+    self._digest.update(arrays["scores"].tobytes())  # of no bytes, if none
     self._writer.close(arrays)
     prompts = arrays["prompt_lengths"].sum(dtype=np.int64)
     responses = arrays["response_lengths"].sum(dtype=np.int64)

@@ -26,6 +26,21 @@ ARRAYS, MANIFEST, REJECTED = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Pairing:
+  """Comparisons and a score of each response, for all of a folder's examples.
+
+  They take the place of what the data bring; `jaxpref.pair` makes them.
+  """
+
+  better: Int32[np.ndarray, " c"]
+  worse: Int32[np.ndarray, " c"]
+  preference: Float32[np.ndarray, " c"]
+  weight: Float32[np.ndarray, " c"]
+  first_comparison: Int32[np.ndarray, " bounds"]
+  score: Float32[np.ndarray, " m"]  # larger is better; NaN: not scored
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
   """Tokenised examples of a cache folder, or some of them in some order.
 
@@ -39,12 +54,13 @@ class Prepared:
   folder: pathlib.Path
   examples: np.ndarray | None = None  # which of the folder's; None = all
   mismatch: tuple[int, int] | None = None  # see `with_mismatched`
+  pairing: Pairing | None = None  # None: the data's own comparisons
 
   def __len__(self) -> int:
     return len(self.prompt_lengths)
 
   def __getstate__(self) -> dict[str, Any]:
-    names = ("folder", "examples", "mismatch")
+    names = ("folder", "examples", "mismatch", "pairing")
     return {name: getattr(self, name) for name in names}
 
   @property
@@ -65,10 +81,36 @@ class Prepared:
     return self._view["label"]
 
   @property
+  def axes(self) -> Sequence[str]:
+    """What the data score responses by."""
+    return self._manifest.get("axes", [])
+
+  @property
+  def scores(self) -> Float32[np.ndarray, "axes m"]:
+    """The data's own scores of each response; NaN where there is none."""
+    return self._view["scores"]
+
+  @property
+  def score(self) -> Float32[np.ndarray, " m"]:
+    """How good each response is, larger better; NaN where not known.
+
+    That of the pairing; else by how many it is preferred to, less by how many
+    others are preferred to it.
+    """
+    return self._view["score"]
+
+  @property
+  def compared(self) -> Bool[np.ndarray, " m"]:
+    """Which responses are in a comparison."""
+    found = np.zeros(len(self.label), bool)
+    found[self.better] = found[self.worse] = True
+    return found
+
+  @property
   def imitated(self) -> Bool[np.ndarray, " m"]:
     """Which responses are neither undesirable nor worse than another."""
     kept = self.label != 0
-    kept[self.worse] = False
+    kept[self.worse[self.preference != 0.5]] = False
     return kept
 
   @property
@@ -217,6 +259,10 @@ class Prepared:
   @functools.cached_property
   def _view(self) -> Mapping[str, np.ndarray]:
     view = {**self._arrays, **_starts(self._arrays)}
+    if self.pairing is not None:
+      view |= dataclasses.asdict(self.pairing)
+    else:
+      view["score"] = _wins(view)
     view["label"] = _labels(view)
     view["mismatched"] = np.zeros(len(view["label"]), bool)
     if self.examples is not None:
@@ -249,9 +295,22 @@ def _labels(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
   """The data's labels, and what comparisons say of responses without one."""
   own = arrays["label"]
   better, worse = np.zeros(len(own), bool), np.zeros(len(own), bool)
-  better[arrays["better"]] = worse[arrays["worse"]] = True
+  sure = arrays["preference"] != 0.5  # a tie makes neither desirable
+  better[arrays["better"][sure]] = worse[arrays["worse"][sure]] = True
   compared = np.where(better == worse, -1, better)
   return np.where(own < 0, compared, own).astype(np.int32)
+
+
+def _wins(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+  """By how many comparisons more each response is the better than the worse."""
+  score = np.full(len(arrays["label"]), np.nan, np.float32)
+  sides = arrays["better"], arrays["worse"]
+  for side in sides:
+    score[side] = 0.0
+  margin = 2.0 * arrays["preference"] - 1.0
+  for side, sign in zip(sides, (1.0, -1.0), strict=True):
+    np.add.at(score, side, sign * margin)
+  return score
 
 
 def _prompt_numbers(
@@ -297,8 +356,10 @@ def _borrow(
   return {
     **view,
     **{name: view[name][taken] for name in _OF_RESPONSES},
+    "scores": view["scores"][:, taken],
     "response_lengths": lengths,
     "label": np.where(new, -1, view["label"][taken]).astype(np.int32),
+    "score": np.where(new, np.float32(np.nan), view["score"][taken]),
     "mismatched": new,
     "first_response": first + bounds,
     "better": own[view["better"]].astype(np.int32),
@@ -316,6 +377,7 @@ def _select(
   return {
     **{name: view[name][examples] for name in _OF_EXAMPLES},
     **{name: view[name][responses] for name in _OF_RESPONSES},
+    "scores": view["scores"][:, responses],
     "better": view["better"][compared] + moved,
     "worse": view["worse"][compared] + moved,
     "preference": view["preference"][compared],
@@ -326,7 +388,9 @@ def _select(
 
 
 _OF_EXAMPLES = ("prompt_lengths", "prompt_start", "file", "row")
-_OF_RESPONSES = ("response_lengths", "response_start", "label", "mismatched")
+_OF_RESPONSES = (
+  "response_lengths", "response_start", "label", "mismatched", "score",
+)  # fmt: skip
 
 
 def _ranges(

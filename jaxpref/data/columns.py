@@ -17,7 +17,7 @@ def text(values: Mapping[str, Any], name: str) -> str:
 
   Raises Refused where there is none; so does `turns`.
   """
-  value = _present(values, name)
+  value = present(values, name)
   if not isinstance(value, str):
     raise Refused(
       f"{name} is not a text",
@@ -29,7 +29,7 @@ def text(values: Mapping[str, Any], name: str) -> str:
 
 def turns(values: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
   """The chat messages of a column; a text is one turn of the assistant."""
-  value = _present(values, name)
+  value = present(values, name)
   if isinstance(value, str):
     value = [{"role": "assistant", "content": value}]
   if not isinstance(value, list) or not value:
@@ -40,6 +40,14 @@ def turns(values: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
   return [_turn(each, name) for each in value]
 
 
+def conversation(values: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+  """The chat messages of a column that may write them {from, value}."""
+  listed = present(values, name)
+  if isinstance(listed, list):
+    listed = [_renamed(each) for each in listed]
+  return turns({name: listed}, name)
+
+
 def names(values: Mapping[str, Any]) -> str:
   return f"the columns {', '.join(values)}" if values else "no columns"
 
@@ -47,6 +55,14 @@ def names(values: Mapping[str, Any]) -> str:
 def short(value: Any) -> str:
   text = repr(value)
   return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _renamed(message: Any) -> Any:
+  if not isinstance(message, dict) or not {"from", "value"} <= message.keys():
+    return message
+  role = message["from"]
+  known = _ROLES.get(role, role) if isinstance(role, str) else role
+  return {"role": known, "content": message["value"]}
 
 
 def _turn(message: Any, name: str) -> dict[str, Any]:
@@ -64,7 +80,8 @@ def _turn(message: Any, name: str) -> dict[str, Any]:
   return turn
 
 
-def _present(values: Mapping[str, Any], name: str) -> Any:
+def present(values: Mapping[str, Any], name: str) -> Any:
+  """The value of a column that is there and not null."""
   if name not in values:
     raise Refused(f"no {name}", f"the row has {names(values)}; {_ALLOWED}")
   if values[name] is None:
@@ -86,4 +103,5 @@ def _describe(value: Any) -> str:
   return f"found {type(value).__name__} {short(value)}"
 
 
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 _ALLOWED = "it must be there and hold a text or chat messages"

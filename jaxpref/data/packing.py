@@ -36,6 +36,8 @@ class Shape:
   responses: int  # response tokens of a row
   slots: int  # of a micro-batch
   comparisons: int  # of a micro-batch
+  lists: int = 1  # of a micro-batch
+  items: int = 1  # of a list
 
   def join(self, other: "Shape") -> "Shape":
     """The smallest shape that covers both."""

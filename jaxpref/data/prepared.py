@@ -27,7 +27,7 @@ from jaxpref.errors import UserError
 
 __all__ = ["Prepared", "prepare", "split_holdout"]
 
-RULES_VERSION = 2  # of reading, formats and tokens; part of the key
+RULES_VERSION = 3  # of reading, formats and tokens; part of the key
 
 
 def prepare(
@@ -40,7 +40,7 @@ def prepare(
 
   Args:
     data: format, max_length, max_prompt_length, truncate and max_rejected.
-    path: a file or a folder of files, as data.path or data.eval_path.
+    path: as data.path or data.eval_path; see `source.source_files`.
     tokenizer_folder: a folder with the tokenizer's files.
     cache_dir: where preparations are; by default $JAXPREF_CACHE, or
       ~/.cache/jaxpref, and there `prepared`.
@@ -52,7 +52,7 @@ def prepare(
   files = read.source_files(path)
   depends = {
     "rules": RULES_VERSION,
-    "files": {file.name: _hash_file(file) for file in files},
+    "files": {file.name: file.digest() for file in files},
     "tokenizer": tokenizer.fingerprint(tokenizer_folder),
     **{name: getattr(data, name) for name in _KEYS},
   }
@@ -69,16 +69,6 @@ def prepare(
 
 
 _KEYS = ("format", "max_length", "max_prompt_length", "truncate")
-
-
-def _hash_file(file: pathlib.Path) -> str:
-  try:
-    with open(file, "rb") as source:
-      return hashlib.file_digest(source, "sha256").hexdigest()
-  except OSError as error:
-    raise UserError(
-      f"{file} cannot be read: {error}. Give this user the right to read it."
-    ) from error
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class Steps:
     share_prompts: bool = True,
     shuffle: bool = False,
     seed: int = 0,
-    compare: bool = True,
+    kept: np.ndarray | None = None,
     num_steps: int = 0,
   ):
     """Looks ahead at the lengths and settles the shape of the arrays.
@@ -58,8 +58,7 @@ class Steps:
       share_prompts: store each prompt once, not once a response.
       shuffle: a new order each epoch; else the order of the file.
       seed: of the order.
-      compare: keep all responses; else leave out those that are worse than
-        another or labelled undesirable (supervised fine-tuning).
+      kept: which responses are computed; None = all.
       num_steps: how many steps the run has; 0 = one epoch.
 
     Raises UserError if rows are too short.
@@ -72,7 +71,7 @@ class Steps:
     self.finish: Callable[[int, TextBatch], TextBatch] | None = None
     self.steps_per_epoch = -(-len(data.prompt_lengths) // batch_size)
     self.num_steps = num_steps or self.steps_per_epoch
-    self._kept = np.ones(len(data.label), bool) if compare else data.imitated
+    self.kept = np.ones(len(data.label), bool) if kept is None else kept
     self._check_rows()
     self._order = functools.lru_cache(maxsize=2)(self._permutation)
     self.shape = self._plan(min(self.num_steps, _PLANNED_STEPS))
@@ -106,7 +105,7 @@ class Steps:
     found = []
     for i in self.examples(step):
       here = slice(*self.data.first_response[i : i + 2])
-      kept = self.data.response_lengths[here][self._kept[here]]
+      kept = self.data.response_lengths[here][self.kept[here]]
       found.append((int(self.data.prompt_lengths[i]), tuple(map(int, kept))))
     return found
 
@@ -187,7 +186,7 @@ class Steps:
       [
         (j, int(self.data.response_lengths[j]))
         for j in range(first, last)
-        if self._kept[j]
+        if self.kept[j]
       ],
       row_length=self.row_length,
       share_prompts=self.share_prompts,

@@ -78,8 +78,9 @@ class CachedReference:
       attention=resolve_backend(definition.attention, platform),
     )
     self.values, self._own = self._store.find(steps.data)
-    # Computing takes all processes, and each may have a disk of its own.
-    self._known = _all(self._own).copy()
+    # Computing takes all processes, and each may have a disk of its own. Of
+    # responses that no step holds nothing needs to be known.
+    self._known = _all(self._own) | ~steps.kept
     self._score = _scorer(definition, head_block)
     self._unsaved, self._saved = list[int](), time.monotonic()
     # What the step before computed, if it is not fetched yet.

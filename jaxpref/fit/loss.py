@@ -65,6 +65,11 @@ def compares(loss: Loss) -> bool:
   return losses.spec(loss).unit == "pair"
 
 
+def ranks(loss: Loss) -> bool:
+  """Whether the loss is one of lists of scored responses."""
+  return losses.spec(loss).unit == "list"
+
+
 def needs_labels(loss: Loss) -> bool:
   """Whether each response must be known to be desirable or not."""
   return losses.spec(loss).unit == "response"
@@ -102,7 +107,8 @@ def needs_rewards(names: Sequence[str]) -> bool:
 def needs_reference(loss: Loss) -> bool:
   """Whether the loss compares the policy with a reference."""
   names = losses.inputs(loss)
-  return any("logratio" in each or "ref_" in each for each in names)
+  marks = ("logratio", "ref_", "values")
+  return any(mark in each for each in names for mark in marks)
 
 
 def _check_inputs(name: str, loss: Loss) -> None:
@@ -159,7 +165,7 @@ def _smallest(loss: Loss) -> list[Any]:
 _PAIR = ("logratio", "mean_logratio", "logp", "mean_logp")
 SUPPLIED = frozenset(
   {"token_logp", "ref_token_logp", "logratio", "logp", "mean_logratio",
-   "mean_logp", "desirable", "kl", "valid", "preference"}
+   "mean_logp", "desirable", "kl", "valid", "preference", "values", "scores"}
   | {f"{side}_{what}" for side in ("chosen", "rejected") for what in _PAIR}
 )  # fmt: skip
 """What `views.Views` computes of text."""

@@ -25,7 +25,7 @@ def merge_micro_batches(batch: TextBatch, values: Any) -> tuple[TextBatch, Any]:
   _, rows, tokens = batch.tokens.shape
   token = rows * tokens * jnp.arange(micro_batches, dtype=jnp.int32)[:, None]
   slot = jnp.where(batch.slot < slots, batch.slot + row, micro_batches * slots)
-  pairs = batch.comparisons
+  pairs, lists = batch.comparisons, batch.lists
   numbered = dataclasses.replace(
     batch,
     slot=slot,
@@ -35,6 +35,7 @@ def merge_micro_batches(batch: TextBatch, values: Any) -> tuple[TextBatch, Any]:
       better=pairs.better + first[:, None],
       worse=pairs.worse + first[:, None],
     ),
+    lists=dataclasses.replace(lists, slot=lists.slot + row),
   )
   return jax.tree.map(_join, (numbered, values))
 

@@ -26,6 +26,7 @@ from jaxpref.fit.loss import (
   needs_reference,
   nll_weight,
   own_options,
+  ranks,
 )
 from jaxpref.fit.merge import merge_micro_batches
 from jaxpref.fit.views import Views
@@ -154,6 +155,8 @@ def text_objective(
       if weight := nll_weight(settings):
         metrics["nll"] = nll = _better_nll(views)
         found["nll"] = Term(weight * nll.total, nll.count)
+    elif ranks(loss):
+      metrics = _pair_metrics(views, loss, beta(settings))
     elif needs_labels(loss):
       metrics = _label_metrics(views, loss, beta(settings))
     return found, state, jax.lax.stop_gradient(metrics)
@@ -169,7 +172,7 @@ def loss_term(
   names = losses.inputs(loss)
   values = loss(*(views[name] for name in names), **options)
   if not compares(loss):
-    return sum_valid(values, views.valid)
+    return sum_valid(values, views.units)
   pairs = views.batch.comparisons
   if "preference" not in names:  # else the loss knows of soft labels itself
     backward = loss(*(views.swapped(name) for name in names), **options)
@@ -199,8 +202,11 @@ def _better_nll(views: Views) -> Term:
 
 
 def _pair_metrics(views: Views, loss: Callable[..., Any], beta: float) -> Terms:
+  pairs = views.batch.comparisons
+  told = pairs.valid & (pairs.preference != 0.5)  # a tie has no better one
+
   def mean(x: Array) -> Term:
-    return sum_valid(x.astype(jnp.float32), views.batch.comparisons.valid)
+    return sum_valid(x.astype(jnp.float32), told)
 
   what = _rewarded(views, loss)
   chosen, rejected = (beta * views[f"{x}_{what}"] for x in _SIDES)

@@ -35,6 +35,10 @@ class Views:
       return self.batch.comparisons.preference
     if name == "desirable":
       return self.batch.slots.label == 1
+    if name == "scores":
+      return self.batch.slots.score[self.batch.lists.slot]
+    if name == "values":
+      return self["logratio"]
     if name == "kl":
       return losses.kto_kl(self.slot_values("logratio"), self.mismatched)
     side, _, what = name.partition("_")
@@ -43,7 +47,8 @@ class Views:
       return self.slot_values(what)[pairs.better]
     if side == "rejected":
       return self.slot_values(what)[pairs.worse]
-    return self.slot_values(name)
+    found = self.slot_values(name)
+    return found[self.batch.lists.slot] if self.unit == "list" else found
 
   @property
   def has_reference(self) -> bool:
@@ -60,13 +65,21 @@ class Views:
 
   @property
   def valid(self) -> Array:
-    """Which units are no padding."""
+    """Which entries of the loss's arrays are no padding."""
     slots = self.batch.slots
     if self.unit == "pair":
       return self.batch.comparisons.valid
+    if self.unit == "list":
+      return self.batch.lists.valid
     if self.unit == "response":
       return slots.valid & (slots.label >= 0)
     return self.batch.slot < slots.valid.shape[0]
+
+  @property
+  def units(self) -> Array:
+    """Which values of the loss are no padding; a list has two items or more."""
+    valid = self.valid
+    return jnp.sum(valid, axis=-1) > 1 if self.unit == "list" else valid
 
   def swapped(self, name: str) -> Array:
     """The same of the other response of each pair."""

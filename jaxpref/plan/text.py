@@ -121,6 +121,8 @@ def step_shape(settings: config.Config, mesh: jax.sharding.Mesh) -> Shape:
     responses=round_up(sum(x for _, x in lengths), 8),
     slots=slots,
     comparisons=max(1, slots // responses),
+    lists=max(1, slots // responses),  # of a pair each
+    items=min(2, responses),
   )
 
 

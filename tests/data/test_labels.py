@@ -135,7 +135,9 @@ def test_undesirable_answers_are_not_imitated(ranked):
   assert [
     ranked.response(j).tolist() for j in np.flatnonzero(ranked.imitated)
   ] == imitated
-  steps = Steps(ranked, batch_size=5, rows=2, row_length=32, compare=False)
+  steps = Steps(
+    ranked, batch_size=5, rows=2, row_length=32, kept=ranked.imitated
+  )
   batch = steps[0]
   kept = np.unique(batch.target[batch.slot < steps.shape.slots])
   assert kept.tolist() == [3, 5, 11, 12, 14]

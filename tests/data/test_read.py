@@ -106,7 +106,7 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
     ("a.jsonl", b"", r"a\.jsonl is empty"),
     ("a.jsonl", b"\n \n", r"a\.jsonl is empty"),
     ("a.jsonl.gz", gzip.compress(b"", mtime=0), r"a\.jsonl\.gz is empty"),
-    ("a.csv", b"text\n", r"a\.csv: .*must end in \.jsonl, \.jsonl\.gz or"),
+    ("a.csv", b"text\n", r"a\.csv: .*must end in \.jsonl, \.jsonl\.gz, \.j"),
   ],
 )
 def test_a_file_that_holds_nothing_is_named(tmp_path, name, content, message):

@@ -123,7 +123,7 @@ def test_a_step_that_the_plan_did_not_foresee(make_prepared, monkeypatch):
 
 
 def test_supervised_steps_leave_out_what_is_worse(data):
-  steps = _steps(data, compare=False, shuffle=False)
+  steps = _steps(data, kept=data.imitated, shuffle=False)
   kept = sorted(set(range(len(data.response_lengths))) - set(data.worse))
   tokens = 0
   for step in range(5):

@@ -128,7 +128,7 @@ def _train(
     rows=rows,
     row_length=row_length,
     share_prompts=share_prompts,
-    compare=loss != "sft",
+    kept=data.imitated if loss == "sft" else None,
   )
   put = functools.partial(put_batch, mesh)
   load = lambda: init_params(definition, jax.random.key(0), where)

@@ -23,7 +23,7 @@ def test_lengths_are_those_of_what_a_step_keeps(make_prepared):
   )
   assert make().lengths(0) == [(1, (3, 5)), (2, (3, 5)), (3, (3, 5))]
   assert make().lengths(1) == [(4, (3, 5))]
-  assert make(compare=False).lengths(1) == [(4, (5,))]
+  assert make(kept=data.imitated).lengths(1) == [(4, (5,))]
   shuffled = make(shuffle=True, seed=3)
   order = np.concatenate([shuffled.examples(step) for step in (0, 1)])
   found = [

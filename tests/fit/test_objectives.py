@@ -176,8 +176,10 @@ def test_ipo_takes_means(definition, models, weighted, plain, monkeypatch):
 def test_sft_trains_on_what_is_not_worse(definition, models, weighted, plain):
   """By tokens, and on all responses where nothing is left out."""
   for compare in (False, True):
-    batch, numbers = _micro_batch(weighted, compare=compare)
-    kept = sorted(set(range(9)) - set(weighted.worse.tolist()))
+    given = {} if compare else {"kept": weighted.imitated}
+    batch, numbers = _micro_batch(weighted, **given)
+    worse = weighted.worse[weighted.preference != 0.5]
+    kept = sorted(set(range(9)) - set(worse.tolist()))
     assert sorted(numbers) == (list(range(9)) if compare else kept)
     term, metrics = _run(definition, models, batch, "sft")
     assert not metrics
@@ -318,7 +320,8 @@ BY_NAME = [
 def test_every_loss_of_log_probs_trains_by_name(definition, labelled, name):
   """Its value is finite and moves the policy; its rewards are told."""
   loss = losses.get(name)
-  batch, _ = _micro_batch(labelled, compare=name != "sft")
+  kept = labelled.imitated if name == "sft" else None
+  batch, _ = _micro_batch(labelled, kept=kept)
   numbers = np.random.default_rng(0).normal(-2.0, 0.3, (2, *batch.slot.shape))
   values = tuple(jnp.asarray(numbers, jnp.float32))
   if not needs_reference(loss):

@@ -54,7 +54,11 @@ def test_training_on_such_examples_has_that_shape(loss, make_prepared):
   if loss == "kto":
     prepared = prepared.with_mismatched(8, 32)
   steps = Steps(
-    prepared, batch_size=8, rows=4, row_length=48, compare=loss != "sft"
+    prepared,
+    batch_size=8,
+    rows=4,
+    row_length=48,
+    kept=prepared.imitated if loss == "sft" else None,
   )
   made = steps.shape
   if loss == "sft":  # a full row has a shorter example besides
@@ -62,7 +66,8 @@ def test_training_on_such_examples_has_that_shape(loss, make_prepared):
       made, tokens=48, sequences=(32, 16), responses=24, slots=8,
       micro_batches=1,
     )  # fmt: skip
-    planned = dataclasses.replace(planned, comparisons=made.comparisons)
+    counts = {"comparisons": made.comparisons, "lists": made.lists}
+    planned = dataclasses.replace(planned, **counts)
   assert planned == made
 
 

@@ -26,7 +26,7 @@ from jaxpref.models.llama.families import FULL, SLIDING
 from jaxpref.models.llama.weights import weights
 from jaxpref.ops.attention import padded_attention
 from jaxpref.ops.rope import Rope
-from jaxpref.types import Comparisons, Slots, TextBatch
+from jaxpref.types import Comparisons, Lists, Slots, TextBatch
 from tests.models.conftest import random_torch
 
 # Sizes are the same for all where they can be, so that operations are compiled
@@ -250,8 +250,9 @@ def _row():
     target=target,
     slot=jnp.asarray((responses >= 12)[None], jnp.int32),
     ref_token_logp=None,
-    slots=Slots(none, none > 0, none, none > 0, none),
+    slots=Slots(none, none > 0, none, none > 0, none, none / 1.0),
     comparisons=Comparisons(none, none, none > 0, none / 1.0, none / 1.0),
+    lists=Lists(none[None], none[None] > 0),
   )
 
 

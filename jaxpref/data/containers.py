@@ -1,0 +1,199 @@
+"""The rows of a file of each kind: lines, Parquet, Arrow, ArrayRecord.
+
+A row that cannot be read is a `Refusal` among the rows, never an exception;
+what else goes wrong is a `Damaged` file.
+"""
+
+from collections.abc import Callable, Iterator
+import gzip
+import io
+import json
+from typing import Any, NamedTuple
+import zlib
+
+from jaxpref.data.source import Source
+
+
+class Row(NamedTuple):
+  """One row of a file; `number` counts lines (or table rows) from 1."""
+
+  file: str
+  number: int
+  values: dict[str, Any]
+
+  @property
+  def id(self) -> str:
+    return f"{self.file}:{self.number}"
+
+
+class Refusal(NamedTuple):
+  """Why a row is not used; `kind` is the reason without what was found."""
+
+  file: str
+  row: int
+  kind: str
+  reason: str
+
+
+class Damaged(Exception):
+  """A file that is cut off, or of another kind than its name says."""
+
+
+Rows = Iterator[Row | Refusal]
+
+
+def _jsonl(file: Source) -> Rows:
+  with file.open() as lines:
+    yield from _parse_lines(file.name, lines)
+
+
+def _gzip(file: Source) -> Rows:
+  try:
+    with file.open() as source, gzip.open(source, "rb") as lines:
+      yield from _parse_lines(file.name, lines)
+  except (EOFError, OSError, zlib.error) as error:
+    raise Damaged(f"not a whole gzip file ({error})") from error
+
+
+def _zstd(file: Source) -> Rows:
+  import pyarrow
+
+  try:
+    with (
+      file.open() as source,
+      pyarrow.CompressedInputStream(source, "zstd") as stream,
+    ):
+      yield from _parse_lines(file.name, io.BufferedReader(stream))
+  except (OSError, pyarrow.ArrowException) as error:
+    raise Damaged(f"not a whole zstd file ({error})") from error
+
+
+def _parse_lines(name: str, lines: Any) -> Rows:
+  for number, line in enumerate(lines, 1):
+    if number == 1:
+      line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+    if line.strip():
+      yield _parse_json(name, number, line)
+
+
+def _parse_json(name: str, number: int, line: bytes) -> Row | Refusal:
+  def refuse(kind: str, found: Any) -> Refusal:
+    return Refusal(name, number, kind, f"{kind}: {found}")
+
+  try:
+    values = json.loads(line.decode())
+  except UnicodeDecodeError as error:
+    return refuse("not UTF-8", f"{error.reason} at byte {error.start + 1}")
+  except json.JSONDecodeError as error:
+    return refuse("not JSON", f"{error.msg} at column {error.colno}")
+  except (RecursionError, ValueError) as error:  # too deep; too many digits
+    return refuse("not JSON", error)
+  if not isinstance(values, dict):
+    found = f"a {type(values).__name__}; a row is an object {{...}}"
+    return refuse("not a JSON object", found)
+  return Row(name, number, values)
+
+
+def _parquet(file: Source) -> Rows:
+  import pyarrow
+  from pyarrow import parquet
+
+  try:
+    with file.open() as source, parquet.ParquetFile(source) as table:
+      columns = _usable(table.schema_arrow)
+      for group in range(table.num_row_groups):
+        yield from table.iter_batches(
+          _ROWS, row_groups=[group], columns=columns
+        )
+  except (pyarrow.ArrowException, OSError) as error:
+    raise Damaged(f"not a whole Parquet file ({error})") from error
+
+
+def _arrow(file: Source) -> Rows:
+  """Both of Arrow's formats; `datasets` writes streams."""
+  import pyarrow
+  from pyarrow import ipc
+
+  try:
+    with file.open() as source:
+      is_file = source.read(6) == b"ARROW1"
+      source.seek(0)
+      if is_file:
+        table = ipc.open_file(source)
+        batches = map(table.get_batch, range(table.num_record_batches))
+      else:
+        batches = iter(table := ipc.open_stream(source))
+      columns = _usable(table.schema)
+      for batch in batches:
+        batch = batch.select(columns)
+        for start in range(0, batch.num_rows, _ROWS):
+          yield batch.slice(start, _ROWS)
+  except (pyarrow.ArrowException, OSError) as error:
+    raise Damaged(f"not a whole Arrow file ({error})") from error
+
+
+def _usable(schema: Any) -> list[str]:
+  """No format reads times, and not all can be turned into Python's."""
+  import pyarrow
+
+  temporal = pyarrow.types.is_temporal
+  return [field.name for field in schema if not temporal(field.type)]
+
+
+def _of_batches(batches: Callable[[Source], Any]) -> Callable[[Source], Rows]:
+  def read(file: Source) -> Rows:
+    number = 0
+    for batch in batches(file):
+      for values in _batch_rows(batch):
+        number += 1
+        if isinstance(values, UnicodeDecodeError):
+          reason = f"not UTF-8: {values.reason}"
+          yield Refusal(file.name, number, "not UTF-8", reason)
+        elif isinstance(values, Exception):
+          reason = f"not Python values: {values}"
+          yield Refusal(file.name, number, "not Python values", reason)
+        else:
+          yield Row(file.name, number, values)
+
+  return read
+
+
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | Exception]:
+  try:
+    yield from batch.to_pylist()
+  except (ValueError, ArithmeticError):  # UnicodeDecodeError and Arrow's, too
+    for i in range(batch.num_rows):
+      try:
+        yield from batch.slice(i, 1).to_pylist()
+      except (ValueError, ArithmeticError) as error:
+        yield error
+
+
+def _array_record(file: Source) -> Rows:
+  """A JSON object a record."""
+  from array_record.python.array_record_module import ArrayRecordReader
+
+  if not file.is_local:
+    raise Damaged("not on this machine, where ArrayRecord must be: copy it")
+  try:
+    reader = ArrayRecordReader(file.path)
+    count = reader.num_records()
+    for start in range(0, count, _ROWS):
+      lines = reader.read(start, min(start + _ROWS, count))
+      for number, line in enumerate(lines, start + 1):
+        yield _parse_json(file.name, number, line)
+  except (ValueError, RuntimeError, IndexError) as error:
+    raise Damaged(f"not a whole ArrayRecord file ({error})") from error
+
+
+_ROWS = 256  # turned into Python objects at a time
+
+READERS: dict[str, Callable[[Source], Rows]] = {
+  ".jsonl": _jsonl,
+  ".jsonl.gz": _gzip,
+  ".jsonl.zst": _zstd,
+  ".parquet": _of_batches(_parquet),
+  ".arrow": _of_batches(_arrow),
+  ".array_record": _array_record,
+}
+"""By what the names of files end with."""

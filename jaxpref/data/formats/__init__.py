@@ -1,0 +1,199 @@
+"""Rows to records: every schema of preference data, a small function each.
+
+`data.format` names one of `FORMATS`, or 'auto' to tell it from each row's
+columns and values. A reader keeps what the row says: ratings, ranks, ties and
+votes; comparisons of rated answers are made later, by `jaxpref.pair`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+from jaxpref import config
+from jaxpref.data import columns, read
+from jaxpref.data.columns import Refused
+from jaxpref.data.formats import annotated, own, pairs, ranked, single
+from jaxpref.errors import UserError
+from jaxpref.types import Record
+
+__all__ = [
+  "FORMATS",
+  "Format",
+  "Refused",
+  "check_format",
+  "detect",
+  "explain",
+  "to_record",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """How one schema's rows are known and read."""
+
+  says: str
+  columns: tuple[str, ...]  # that a row has, and may have others
+  parse: Callable[[str, Mapping[str, Any]], Record]
+  # Whether the columns alone tell it; else `detect` looks at their values.
+  named: bool = True
+  joins: bool = False  # rows in a row that share their prompt are one record
+
+
+_PAIR = ("chosen", "rejected")
+
+FORMATS = {
+  "explicit": Format(
+    "columns prompt, chosen and rejected hold texts",
+    ("prompt", *_PAIR), pairs.explicit, named=False,
+  ),
+  "implicit": Format(
+    "columns chosen and rejected hold texts; the prompt is their "
+    "common beginning, back to the last turn marker, else to whitespace",
+    _PAIR, pairs.implicit, named=False,
+  ),
+  "hh": Format(
+    "columns chosen and rejected hold transcripts; the prompt ends with "
+    "the last '\\n\\nAssistant:'",
+    _PAIR, pairs.hh, named=False,
+  ),
+  "chat": Format(
+    "columns chosen and rejected, with or without prompt, hold chat "
+    "messages {role, content}",
+    _PAIR, pairs.chat, named=False,
+  ),
+  "completion": Format(
+    "column completion, with or without prompt, or text alone, "
+    "holds one answer without a comparison; label, where there is one, says "
+    "whether it is desirable",
+    ("completion",), single.completion, named=False,
+  ),
+  "ultrainteract": Format(
+    "column trajectory holds turns {from, value}, of which the last is the "
+    "user's; chosen and rejected are the next actions",
+    ("trajectory", *_PAIR), pairs.ultrainteract,
+  ),
+  "ultrafeedback": Format(
+    "column completions holds answers to instruction, each with ratings",
+    ("instruction", "completions"), ranked.ultrafeedback,
+  ),
+  "nectar": Format(
+    "column answers holds answers to a transcript, each with its rank",
+    ("prompt", "answers"), ranked.nectar,
+  ),
+  "nemo": Format(
+    "column completions holds completions of context, each with its rank, 0 "
+    "the best",
+    ("context", "completions"), ranked.nemo,
+  ),
+  "helpsteer3": Format(
+    "columns response1 and response2 answer context; overall_preference says "
+    "which is better, 0 for a tie, and individual_preference who thinks so",
+    ("context", "response1", "response2", "overall_preference"),
+    annotated.helpsteer3,
+  ),
+  "helpsteer2_preference": Format(
+    "columns response_1 and response_2 answer prompt; preference_strength "
+    "says which is better, 0 for a tie",
+    ("prompt", "response_1", "response_2", "preference_strength"),
+    annotated.helpsteer2_preference,
+  ),
+  "helpsteer2": Format(
+    "column response answers prompt and has ratings; rows that follow each "
+    "other on one prompt are one example",
+    ("prompt", "response", *annotated.ASPECTS), annotated.helpsteer2,
+    joins=True,
+  ),
+  "stepwise": Format(
+    "column completions holds the steps of one answer, and labels whether "
+    "each is right",
+    ("prompt", "completions", "labels"), single.stepwise,
+  ),
+  "messages": Format(
+    "column messages holds a conversation that ends with the assistant's turn",
+    ("messages",), single.messages, named=False,
+  ),
+  "record": Format(
+    "column responses holds answers {content, scores, label}, and comparisons "
+    "which are better",
+    ("prompt", "responses"), own.record,
+  ),
+}  # fmt: skip
+
+
+def check_format(name: str) -> None:
+  """Raises UserError unless `name` is 'auto' or one of FORMATS."""
+  if name not in (known := ("auto", *FORMATS)):
+    raise UserError(
+      f"config.data.format is {name!r}; it must be one of {', '.join(known)}. "
+      f"{config.nearest(name, known)}"
+    )
+
+
+def detect(values: Mapping[str, Any]) -> str:
+  """The format of a row, from its columns and their values.
+
+  Raises Refused where the columns are of no known format.
+  """
+  for name, known in FORMATS.items():
+    if known.named and all(column in values for column in known.columns):
+      return name
+  if "chosen" in values or "rejected" in values:
+    return _detect_pair(values)
+  if "completion" in values or "text" in values:
+    return "completion"
+  if "messages" in values:
+    return "messages"
+  raise Refused("unknown columns", _what_lacks(values))
+
+
+def to_record(row: read.Row, name: str) -> Record:
+  """The record of a row that is in the format `name`, one of FORMATS.
+
+  Raises Refused, saying what was found and what is allowed.
+  """
+  try:
+    return FORMATS[name].parse(row.id, row.values)
+  except RecursionError:
+    raise Refused("nested too deeply") from None
+
+
+def explain(counts: Mapping[str, int]) -> str:
+  """One sentence: which formats the rows were found to be in, and why."""
+  told = [
+    f"{name} ({count} rows: {FORMATS[name].says})"
+    for name, count in Counter(counts).most_common()
+  ]
+  return f"data.format is {' and '.join(told) or 'unknown'}."
+
+
+def _detect_pair(values: Mapping[str, Any]) -> str:
+  parts = [values.get(name) for name in _PAIR]
+  if any(isinstance(part, list) for part in (*parts, values.get("prompt"))):
+    return "chat"
+  if "prompt" in values:
+    return "explicit"
+  texts = [part for part in parts if isinstance(part, str)]
+  return "hh" if any(pairs.HH in text for text in texts) else "implicit"
+
+
+def _what_lacks(values: Mapping[str, Any]) -> str:
+  """The nearest formats, and which column each would need beside these."""
+  missing = {
+    name: [each for each in known.columns if each not in values]
+    for name, known in FORMATS.items()
+  }
+  shared = {
+    name: len(FORMATS[name].columns) - len(lacks)
+    for name, lacks in missing.items()
+  }
+  nearest = sorted(
+    missing, key=lambda name: (-shared[name], len(missing[name]))
+  )
+  told = [f"{name} lacks {', '.join(missing[name])}" for name in nearest[:4]]
+  if list(values) == ["prompt"]:
+    told = ["prompts alone hold no answer to learn from; sample some first"]
+  return (
+    f"{columns.names(values)}; {'; '.join(told)}. config.data.format can be "
+    f"{', '.join(FORMATS)}"
+  )

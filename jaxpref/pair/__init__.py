@@ -1,0 +1,6 @@
+"""Scored candidates to comparisons: rules, and trees of attempts."""
+
+from jaxpref.pair.prepared import with_pairs
+from jaxpref.pair.rules import compare, pair_record
+
+__all__ = ["compare", "pair_record", "with_pairs"]

@@ -1,0 +1,138 @@
+"""The rules laid over a prepared folder: a change of rule tokenises nothing."""
+
+from collections import Counter
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxpref import config
+from jaxpref.config import nearest
+from jaxpref.data.cache import Pairing, Prepared
+from jaxpref.errors import UserError
+from jaxpref.pair.rules import compare
+from jaxpref.types import Comparison
+
+
+def with_pairs(data: Prepared, rules: config.Pair) -> tuple[Prepared, str]:
+  """The examples with the comparisons of `rules`, and what came of it.
+
+  Args:
+    data: a whole folder, of which nothing was selected yet.
+    rules: see `jaxpref.pair.rules`.
+
+  Returns: the data themselves, and '', where the rules change nothing.
+
+  Raises UserError for an axis that the data do not have.
+  """
+  assert data.examples is None
+  assert data.mismatch is None
+  score = _score(data, rules.axis)
+  tied = data.preference == 0.5
+  if not data.axes and not (rules.ties == "drop" and tied.any()):
+    return data, ""
+  counts: Counter[str] = Counter()
+  kept = _kept(data, score, rules, counts)
+  own = np.diff(data.first_comparison)
+  pairs: list[Any] = [
+    Comparison(
+      data.better[c], data.worse[c], data.preference[c], data.weight[c]
+    )
+    for c in np.flatnonzero(kept)
+  ]
+  example = np.repeat(np.arange(len(data)), own)[kept].tolist()
+  for i in np.flatnonzero(own == 0):
+    made = _made(data, int(i), score, rules, counts)
+    pairs += made
+    example += [int(i)] * len(made)
+  order = np.argsort(example, kind="stable")
+  columns = np.array(pairs, np.float64).reshape(-1, 4)[order].T
+  per_example = np.bincount(np.array(example, int), minlength=len(data))
+  pairing = Pairing(
+    better=columns[0].astype(np.int32),
+    worse=columns[1].astype(np.int32),
+    preference=columns[2].astype(np.float32),
+    weight=columns[3].astype(np.float32),
+    first_comparison=np.concatenate([[0], np.cumsum(per_example)]).astype(
+      np.int32
+    ),
+    score=np.where(np.isnan(score), data.score, score),
+  )
+  return dataclasses.replace(data, pairing=pairing), _told(data, rules, counts)
+
+
+def _score(data: Prepared, axis: str) -> np.ndarray:
+  """Of each response, by one axis; NaN where it has none."""
+  axes = list(data.axes)
+  if axis:
+    if axis not in axes:
+      names = nearest(axis, axes) if axes else "The data score nothing."
+      raise UserError(
+        f"config.pair.axis is {axis!r}, and no response has such a score. "
+        f"{names}"
+      )
+    return data.scores[axes.index(axis)].copy()
+  score = np.full(len(data.label), np.nan, np.float32)
+  sizes = np.diff(data.first_response)
+  for values in data.scores:
+    lacks = np.add.reduceat(np.isnan(values), data.first_response[:-1])
+    whole = np.repeat(lacks == 0, sizes)
+    score = np.where(np.isnan(score) & whole, values, score)
+  return score
+
+
+def _kept(
+  data: Prepared, score: np.ndarray, rules: config.Pair, counts: Counter[str]
+) -> np.ndarray:
+  """Which of the data's own comparisons stand."""
+  kept = np.ones(len(data.better), bool)
+  if rules.ties == "drop":
+    kept = data.preference != 0.5
+    if rules.margin:
+      gap = np.abs(score[data.better] - score[data.worse])
+      kept &= ~(gap < rules.margin)  # NaN: not scored, and so no tie
+  counts["own"] = int(np.count_nonzero(kept))
+  counts["ties"] = len(kept) - counts["own"]
+  return kept
+
+
+def _made(
+  data: Prepared,
+  example: int,
+  score: np.ndarray,
+  rules: config.Pair,
+  counts: Counter[str],
+) -> list[Comparison]:
+  first, last = data.first_response[example : example + 2]
+  made = compare(score[first:last].tolist(), rules)
+  found = []
+  for pair in made:
+    better, worse = first + pair.better, first + pair.worse
+    if np.array_equal(data.response(better), data.response(worse)):
+      counts["same"] += 1
+    else:
+      found.append(pair._replace(better=better, worse=worse))
+  counts["rated"] += last - first > 1
+  counts["made"] += len(found)
+  everything = dataclasses.replace(rules, ties="keep")
+  counts["ties"] += len(compare(score[first:last].tolist(), everything)) - len(
+    made
+  )
+  return found
+
+
+def _told(data: Prepared, rules: config.Pair, counts: Counter[str]) -> str:
+  axis = rules.axis or next(iter(data.axes), "")
+  parts = []
+  if counts["made"] or counts["rated"]:
+    parts.append(
+      f"pair.rule={rules.rule} on the score {axis!r} makes {counts['made']:,} "
+      f"comparisons of {counts['rated']:,} rated examples"
+    )
+  if counts["own"]:
+    parts.append(f"{counts['own']:,} comparisons are the data's own")
+  if counts["ties"]:
+    parts.append(f"{counts['ties']:,} ties are left out (pair.ties=drop)")
+  if counts["same"]:
+    parts.append(f"{counts['same']:,} of two equal responses are left out")
+  return "; ".join(parts) + "." if parts else ""
