@@ -10,12 +10,11 @@ import os
 import pathlib
 import signal
 import sys
-import textwrap
 
 import jax
 
 from jaxpref import config, hosts
-from jaxpref.errors import UserError
+from jaxpref.errors import UserError, paragraph
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings is not None:
       run(settings, workdir)
   except UserError as error:
-    print(_paragraph(str(error)), file=sys.stderr)
+    print(paragraph(str(error)), file=sys.stderr)
     return 2
   return 0
 
@@ -91,17 +90,6 @@ def _plan(
 
   stay_on_cpu(topology)
   print(plan(settings, workdir, topology))
-
-
-def _paragraph(text: str) -> str:
-  # Names of files stay whole, for those who copy them.
-  return textwrap.fill(
-    text,
-    100,
-    initial_indent="jaxpref: ",
-    break_long_words=False,
-    break_on_hyphens=False,
-  )
 
 
 def _leave_on_sigterm() -> None:

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import pathlib
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +31,14 @@ def write_folder(
 ) -> None:
   rules = tokenizer.Rules(tokenizer.load(tokenizer_folder))
   names = {file.name: number for number, file in enumerate(files)}
-  tally, table = _Tally(), _Table(folder, names)
+  tally, table = Tally(), _Table(folder, names)
   try:
     with open(folder / REJECTED, "w") as rejected:
-      for record, tokens in _tokenized(files, data, rules, tally, rejected):
+
+      def refuse(refusal: Refusal) -> None:
+        rejected.write(json.dumps(refusal._asdict()) + "\n")
+
+      for record, tokens in tokenized(files, data, rules, tally, refuse):
         table.append(record, tokens)
     fingerprint, counts = table.close()
   finally:
@@ -50,19 +54,29 @@ def write_folder(
   (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
-def _tokenized(
+def tokenized(
   files: Sequence[read.Source],
   data: config.Data,
   rules: tokenizer.Rules,
-  tally: "_Tally",
-  rejected: TextIO,
+  tally: "Tally",
+  tell: Callable[[Refusal], None],
 ) -> Iterator[tuple[Record, text.Tokens]]:
+  """The usable records of the files, in order, with their tokens.
+
+  Args:
+    files: see `read.source_files`.
+    data: format, max_length, max_prompt_length and truncate are read.
+    rules: of the tokenizer.
+    tally: what becomes of the rows is added to it.
+    tell: is called with each row that is refused, and why.
+  """
+
   def refuse(refusal: Refusal) -> None:
     tally.refused[refusal.kind] += 1
-    rejected.write(json.dumps(refusal._asdict()) + "\n")
+    tell(refusal)
 
-  records_ = _joined(_records(files, data.format, tally, refuse))
-  while records := list(itertools.islice(records_, _BATCH)):
+  stream = _joined(_records(files, data.format, tally, refuse))
+  while records := list(itertools.islice(stream, _BATCH)):
     outcomes = text.tokenize(records, rules, data, tally.counts)
     for record, outcome in zip(records, outcomes, strict=True):
       if isinstance(outcome, text.Tokens):
@@ -77,7 +91,7 @@ def _tokenized(
 def _records(
   files: Sequence[read.Source],
   name: str,
-  tally: "_Tally",
+  tally: "Tally",
   refuse: Callable[[Refusal], None],
 ) -> Iterator[tuple[Record, bool]]:
   """The records of the rows, and whether rows after it may belong to it."""
@@ -106,7 +120,7 @@ def _joined(records: Iterator[tuple[Record, bool]]) -> Iterator[Record]:
 
 
 def _parse(
-  row: read.Row | Refusal, name: str, tally: "_Tally"
+  row: read.Row | Refusal, name: str, tally: "Tally"
 ) -> tuple[Record, bool] | Refusal:
   if isinstance(row, Refusal):
     return row
@@ -124,7 +138,7 @@ def _place(record: Record) -> tuple[str, int]:
 
 
 @dataclasses.dataclass
-class _Tally:
+class Tally:
   """What became of the rows."""
 
   rows: int = 0

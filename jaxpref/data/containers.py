@@ -178,6 +178,8 @@ def _array_record(file: Source) -> Rows:
   try:
     reader = ArrayRecordReader(file.path)
     count = reader.num_records()
+    if not count:  # as where the index at its end is gone
+      raise ValueError("it holds no record")
     for start in range(0, count, _ROWS):
       lines = reader.read(start, min(start + _ROWS, count))
       for number, line in enumerate(lines, start + 1):

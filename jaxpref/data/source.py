@@ -9,7 +9,7 @@ import hashlib
 import json
 import pathlib
 import posixpath
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -32,7 +32,8 @@ class Source:
   def is_local(self) -> bool:
     return isinstance(self.fs, LocalFileSystem)
 
-  def open(self) -> IO[bytes]:
+  def open(self) -> Any:
+    """The bytes, from the beginning; a context manager."""
     return open(self.path, "rb") if self.is_local else self.fs.open(self.path)
 
   def digest(self) -> str:

@@ -2,8 +2,9 @@ import gzip
 import json
 import pathlib
 
+from array_record.python.array_record_module import ArrayRecordWriter
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 import pytest
 
 from jaxpref.data.read import Refusal, Row, read_rows, source_files
@@ -16,6 +17,18 @@ def _write(file: pathlib.Path, rows=ROWS) -> pathlib.Path:
   lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
   if file.name.endswith(".parquet"):
     parquet.write_table(pa.Table.from_pylist(rows), file, row_group_size=3)
+  elif file.name.endswith(".arrow"):
+    table = pa.Table.from_pylist(rows)
+    kind = "new_file" if file.name.startswith("file") else "new_stream"
+    with getattr(ipc, kind)(file, table.schema) as out:
+      out.write_table(table, max_chunksize=3)
+  elif file.name.endswith(".array_record"):
+    out = ArrayRecordWriter(str(file), "group_size:1")
+    for line in lines.split("\n")[:-1]:
+      out.write(line.encode())
+    out.close()
+  elif file.name.endswith(".zst"):
+    file.write_bytes(pa.compress(lines.encode(), "zstd", asbytes=True))
   elif file.name.endswith(".gz"):
     file.write_bytes(gzip.compress(lines.encode()))
   else:
@@ -27,7 +40,13 @@ def _read(path) -> list:
   return list(read_rows(source_files(path)))
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+NAMES = [
+  "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.arrow",
+  "file.arrow", "a.array_record",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_numbers_every_row(tmp_path, name):
   expected = [Row(name, i, row) for i, row in enumerate(ROWS, 1)]
   assert _read(_write(tmp_path / name)) == expected
@@ -89,12 +108,12 @@ def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
   assert second[:3] == ("a.parquet", 2, "not UTF-8")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
+@pytest.mark.parametrize("name", NAMES[1:])
 @pytest.mark.parametrize("damage", ["cut off", "another kind"])
 def test_a_damaged_file_is_named(tmp_path, name, damage):
   file = _write(tmp_path / name)
   whole = file.read_bytes()
-  cut = whole[: len(whole) - 20] if damage == "cut off" else b'{"text": ""}\n'
+  cut = whole[: len(whole) - 60] if damage == "cut off" else b'{"text": ""}\n'
   file.write_bytes(cut)
   with pytest.raises(UserError, match=rf"{name}.*(Fetch|write it) .*again"):
     _read(file)
@@ -129,3 +148,30 @@ def test_an_empty_parquet_file_is_named(tmp_path):
   parquet.write_table(table, tmp_path / "a.parquet")
   with pytest.raises(UserError, match=r"a\.parquet is empty"):
     _read(tmp_path)
+
+
+def test_times_are_left_out_and_what_python_cannot_hold_is_refused(tmp_path):
+  """No format reads times, of which Python has fewer."""
+  nanoseconds = pa.array([1, 2], pa.timestamp("ns"))
+  table = pa.table({"text": ["a", "b"], "created_at": nanoseconds})
+  parquet.write_table(table, tmp_path / "a.parquet")
+  assert [row.values for row in _read(tmp_path / "a.parquet")] == [
+    {"text": "a"},
+    {"text": "b"},
+  ]
+  kind = pa.struct({"at": pa.timestamp("s")})
+  nested = pa.array([{"at": 10**14}, {"at": 0}], kind)  # in three million years
+  table = pa.table({"text": ["a", "b"], "nested": nested})
+  parquet.write_table(table, tmp_path / "b.parquet")
+  first, second = _read(tmp_path / "b.parquet")
+  assert first[:3] == ("b.parquet", 1, "not Python values")
+  assert second.values["text"] == "b"
+
+
+def test_the_rows_before_a_cut_are_counted(tmp_path):
+  """Each line is long enough not to wait in a buffer."""
+  lines = [{"text": str(i) * 200_000} for i in range(8)]
+  file = _write(tmp_path / "a.jsonl.gz", lines)
+  file.write_bytes(file.read_bytes()[:-20])
+  with pytest.raises(UserError, match=r"a\.jsonl\.gz cannot be .* row [5-8]:"):
+    _read(file)

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from jaxpref import config
+from jaxpref import config, losses
 from jaxpref.config import Pair
 from jaxpref.errors import UserError
 from jaxpref.pair import compare, pair_record, with_pairs
+from jaxpref.run import kept_responses
 from jaxpref.types import Comparison, Record, Response
 
 SCORES = [2.0, 9.0, math.nan, 8.5, 4.0]
@@ -130,6 +131,10 @@ def test_scores_labels_and_choices_follow_the_comparisons(rated):
     *(True, True, False), *(True, True), *(False, False), False,
     *(True, True), *(False, False),
   ]  # fmt: skip
+  # The middle one is not computed, unless the loss ranks.
+  kept = kept_responses(paired, losses.dpo)
+  np.testing.assert_array_equal(kept, paired.compared)
+  assert kept_responses(paired, losses.lipo)[:3].all()
   chosen = paired.select([4, 1])
   assert _pairs(chosen) == [[(3, 2, 1.0)], [(6, 5, 1.0)]]
   np.testing.assert_array_equal(chosen.score, [0, 1, -1, 1])

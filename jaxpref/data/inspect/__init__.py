@@ -1,0 +1,1 @@
+"""What is in preference data: `python -m jaxpref.data.inspect PATH`."""

@@ -1,0 +1,123 @@
+"""Rated, ranked and tied rows from file to trained model."""
+
+import json
+import shutil
+
+import pyarrow as pa
+from pyarrow import parquet
+import pytest
+
+from jaxpref import config
+from jaxpref.data import simulated
+from jaxpref.errors import UserError
+from jaxpref.fit.metrics import read_metrics
+from jaxpref.run import run
+
+TEMPLATE = (
+  "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}"
+  "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+  """The simulated corpus's, with a chat template."""
+  root = tmp_path_factory.mktemp("simulated")
+  corpus = simulated.write_corpus(
+    root / "corpus", num_stories=50, num_comparisons=4, seed=0
+  )
+  shutil.copytree(corpus / "tokenizer", root / "tokenizer")
+  (root / "tokenizer/chat_template.jinja").write_text(TEMPLATE)
+  return str(root / "tokenizer")
+
+
+@pytest.fixture
+def train(tokenizer, tmp_path, monkeypatch):
+  """train(path, "dpo", **pair section) -> the metrics of 4 steps."""
+  monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache"))
+
+  def made(path, loss, **pair):
+    arch = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tree = {
+      "model": {"tokenizer": tokenizer, "arch": arch, "remat": ""},
+      "data": {"path": str(path), "batch_size": 4, "max_length": 128},
+      "loss": {"name": loss},
+      "pair": pair,
+      "optimizer": {"learning_rate": 3e-2, "schedule": "constant"},
+      "train": {"steps": 4},
+      "mesh": {"fsdp": 1},
+      "sample": {"num_prompts": 0},
+    }
+    assert run(config.build(tree), tmp_path / loss)
+    return read_metrics(tmp_path / loss)
+
+  return made
+
+
+def _ultrafeedback(file):
+  """Four prompts, each with four rated completions; ratings are texts."""
+  completion = lambda n, score: {
+    "response": f"Answer {n}.",
+    "overall_score": score,
+    "annotations": {"helpfulness": {"Rating": str(int(score) // 2)}},
+  }
+  scores = [(2.0, 9.0, 4.0, 7.0), (8.0, 1.0, 8.0, 3.0)] * 2
+  rows = [
+    {
+      "instruction": f"Question {i}?",
+      "completions": [completion(n, x) for n, x in enumerate(each)],
+    }
+    for i, each in enumerate(scores)
+  ]
+  parquet.write_table(pa.Table.from_pylist(rows), file)
+  return file
+
+
+def test_ultrafeedbacks_ratings_train_a_listwise_loss(train, tmp_path, capsys):
+  file = _ultrafeedback(tmp_path / "ratings.parquet")
+  lines = train(file, "plackett_luce", rule="all_pairs")
+  out = capsys.readouterr().out
+  assert "data.format is ultrafeedback (4 rows: column completions" in out
+  # Six pairs of four, and of the lists with a tie five.
+  assert "makes 22 comparisons of 4 rated examples" in out
+  assert "2 ties are left out" in out
+  # log 24 of a full ranking, log 18 with a tie for the best.
+  assert lines[0]["loss"] == pytest.approx(3.0342, abs=1e-3)
+  assert lines[-1]["loss"] < lines[0]["loss"] - 0.1
+  assert lines[-1]["rewards/accuracies"] > 0.9
+
+
+def test_ratings_of_another_axis_make_pairs(train, tmp_path, capsys):
+  file = _ultrafeedback(tmp_path / "ratings.parquet")
+  lines = train(file, "dpo", axis="helpfulness")
+  assert "on the score 'helpfulness' makes 4" in capsys.readouterr().out
+  assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_helpsteer3s_ties_are_no_chosen_and_rejected(train, tmp_path, capsys):
+  """A tie trains nothing, unless it is kept; then it is no win."""
+  judged = lambda i, overall: {
+    "context": [{"role": "user", "content": f"Question {i}?"}],
+    "response1": "Answer 1.",
+    "response2": "Answer 2.",
+    "overall_preference": overall,
+    "individual_preference": [],
+  }
+  rows = [judged(i, overall) for i, overall in enumerate((-1, 0, 0, 0))]
+  file = tmp_path / "judged.jsonl"
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  train(file, "dpo")
+  out = capsys.readouterr().out
+  assert "1 comparisons are the data's own; 3 ties are left out" in out
+  assert "3 examples without comparison left out" in out
+  lines = train(file, "ipo", ties="keep")
+  assert "left out" not in capsys.readouterr().out
+  assert lines[-1]["rewards/ties"] == 0.0
+  assert lines[-1]["rewards/accuracies"] == 1.0  # of the one that is no tie
+
+
+def test_rows_without_scores_train_no_list(train, tmp_path):
+  file = tmp_path / "texts.jsonl"
+  file.write_text('{"text": "A story."}\n')
+  with pytest.raises(UserError, match=r"no list of scored answers.*chosen"):
+    train(file, "plackett_luce")
