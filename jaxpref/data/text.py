@@ -7,6 +7,8 @@ The rules, which the summary of a preparation counts:
 - A response's tokens are those whose characters belong to it. Where a token
   spans the boundary, prompt and responses of the record are tokenised apart
   (`boundary_split`), so that all its responses share the prompt's tokens.
+- Texts of more than 1,000 characters for each token of `max_length` are dropped
+  unread: no vocabulary has such tokens, and megabytes take minutes to encode.
 - `max_length` holds a prompt and one response with BOS and EOS. Longer ones:
   truncate = 'drop' drops the example; 'keep_start' cuts the response at its
   end; 'keep_end' cuts the prompt at its start, BOS kept, and only a response
@@ -38,6 +40,8 @@ class Unused(NamedTuple):
   kind: str
   detail: str = ""
 
+
+_CHARACTERS = 1000  # of a token; the longest known have some hundred blanks
 
 EVENTS = {
   "boundary_split": "examples have a token across the end of the prompt: "
@@ -75,7 +79,10 @@ def tokenize(
 
   Raises UserError for chat messages and a tokenizer without chat template.
   """
-  rendered = [_render(record, rules) for record in records]
+  rendered = [
+    _unless_endless(_render(record, rules), limits.max_length)
+    for record in records
+  ]
   told = _encode([each for each in rendered if isinstance(each, _Text)], rules)
   tokens = iter(told)
   for record, text in zip(records, rendered, strict=True):
@@ -134,6 +141,14 @@ def _render_chat(
     whole.encode()  # fails for half a surrogate pair
     responses.append(whole[len(start) :])
   return _Text(start, responses, chat=True)
+
+
+def _unless_endless(text: _Text | Unused, max_length: int) -> _Text | Unused:
+  if isinstance(text, Unused):
+    return text
+  longest = max(len(text.prompt), *map(len, text.responses))
+  endless = longest > _CHARACTERS * max_length
+  return Unused(False, "longer than max_length") if endless else text
 
 
 def _encode(
