@@ -61,7 +61,7 @@ def _ultrafeedback(file):
     "overall_score": score,
     "annotations": {"helpfulness": {"Rating": str(int(score) // 2)}},
   }
-  scores = [(2.0, 9.0, 4.0, 7.0), (8.0, 1.0, 8.0, 3.0)] * 2
+  scores = [(2.0, 9.0, 4.0, 7.0), (1.0, 8.0, 3.0, 8.0)] * 2
   rows = [
     {
       "instruction": f"Question {i}?",
@@ -85,7 +85,7 @@ def test_ultrafeedbacks_ratings_train_a_listwise_loss(start, tmp_path, capsys):
   # log 24 of a full ranking, log 18 with a tie for the best.
   assert lines[0]["loss"] == pytest.approx(3.0342, abs=1e-3)
   assert lines[-1]["loss"] < lines[0]["loss"] - 0.05
-  assert lines[-1]["rewards/accuracies"] > 0.9
+  assert lines[-1]["rewards/accuracies"] > 0.7
 
 
 def test_ratings_of_another_axis_make_pairs(start, tmp_path, capsys):
