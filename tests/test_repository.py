@@ -70,7 +70,10 @@ def test_guide_names_files_and_targets_that_exist(name):
     )
   )
   modules = set(re.findall(r"python -m (jaxpref[\w.]*)", text))
-  files |= {f"{module.replace('.', '/')}.py" for module in modules}
+  for module in modules:
+    path = module.replace(".", "/")
+    whole = (ROOT / path).is_dir()
+    files.add(f"{path}/__main__.py" if whole else f"{path}.py")
   targets = set(re.findall(r"\bmake ([a-z]+)`", text))
   targets |= set(re.findall(r"^ *make ([a-z]+)", text, flags=re.MULTILINE))
   rules = set(
