@@ -7,7 +7,6 @@ differs; it is laid over these defaults, then the command line's overrides.
 import ast
 from collections.abc import Mapping
 import dataclasses
-import difflib
 import importlib.util
 import os
 import pathlib
@@ -22,7 +21,7 @@ from typing import (
 
 import ml_collections
 
-from jaxpref.errors import UserError
+from jaxpref.errors import UserError, nearest
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -263,14 +262,6 @@ def cache_folder() -> pathlib.Path:
   """$JAXPREF_CACHE, or ~/.cache/jaxpref: what may be deleted at any time."""
   home = os.environ.get("JAXPREF_CACHE") or "~/.cache/jaxpref"
   return pathlib.Path(home).expanduser()
-
-
-def nearest(name: str, known: Any) -> str:
-  """' Did you mean X?', or the list of what is known."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-  if close:
-    return f"Did you mean {close[0]!r}?"
-  return f"Known: {', '.join(sorted(known))}."
 
 
 def _import_file(path: str) -> types.ModuleType:

@@ -1,6 +1,8 @@
 """Errors that are the user's to mend, and how a command tells of them."""
 
+import difflib
 import textwrap
+from typing import Any
 
 
 class UserError(Exception):
@@ -21,3 +23,11 @@ def paragraph(text: str) -> str:
     break_long_words=False,
     break_on_hyphens=False,
   )
+
+
+def nearest(name: str, known: Any) -> str:
+  """' Did you mean X?', or the list of what is known."""
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  if close:
+    return f"Did you mean {close[0]!r}?"
+  return f"Known: {', '.join(sorted(known))}."
