@@ -120,7 +120,7 @@ def test_spans_are_the_text_and_say_what_is_special(make_tokenizer):
   # A character of several tokens stands at its last.
   assert [each.text for each in shown][6:9] == ["", "é", "s"]
   short = spans(loaded, tokens, 0, most=3)
-  assert "".join(each.text for each in short) == "… : ab y …"
+  assert "".join(each.text for each in short) == "… : ab yé …"
 
 
 def test_the_command_prints_and_writes_a_page(made, tmp_path, capsys):
