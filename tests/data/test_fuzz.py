@@ -51,7 +51,7 @@ JUNK = st.one_of(
     [10**400, "", " ", "\ud800", "a\udfff", "\0", "\x1b[2J", "N/A"]
   ),
   st.text(max_size=8),
-  st.sampled_from([_nested(depth) for depth in (3, 200, 900)]),
+  st.sampled_from([3, 200, 900]).map(_nested),  # anew: rows are changed
   st.lists(
     st.one_of(st.none(), st.text(max_size=3), st.integers()), max_size=3
   ),
@@ -103,7 +103,7 @@ LINES = st.one_of(
   st.tuples(malformed(), st.integers(1, 60)).map(
     lambda cut: json.dumps(cut[0]).encode()[: cut[1]]
   ),
-  st.sampled_from([b"[" * 100_000, b'{"a":' * 5000, b"1" * 5000]),
+  st.sampled_from([b"[", b'{"a":', b"1"]).map(lambda part: part * 50_000),
 )
 
 
