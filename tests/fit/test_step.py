@@ -25,8 +25,8 @@ from jaxpref.models.llama.config import LlamaConfig
 
 # Measured for all ways below: losses 2e-7 (IPO 7e-7, SFT 1.4e-6 of 4.8),
 # parameters 2e-6 (of updates of 0.03), gradient norms 4e-6 of 11; see `EPS` of
-# conftest.py. AOT's third norm moves by 4e-6 of itself where nothing changes but
-# the last bits of the first parameters, on one device.
+# conftest.py. AOT's third norm moves by 4e-6 of itself, on one device, when
+# nothing but the last bits of the first parameters changes.
 LOSS, PARAMS, NORM = 5e-6, 1e-5, 1e-5
 
 
