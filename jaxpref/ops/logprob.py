@@ -203,6 +203,9 @@ def _grads(
   )
   hidden_grad, kernel_grad = _over_vocab(block, kernel, back, none)
   hidden_grad = sharding.sum_over("vocab", hidden_grad)
+  # Else libtpu 0.0.52 tries to move the sums over rows out of a loop over
+  # micro-batches, and fails (while_loop_all_reduce_code_motion.cc).
+  kernel_grad = jax.lax.optimization_barrier(kernel_grad)
   return hidden_grad.astype(hidden.dtype), kernel_grad
 
 
