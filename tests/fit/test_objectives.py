@@ -396,7 +396,7 @@ def test_find_loss():
     (_settings("dpo", nll_weight="a"), r"nll_weight is 'a'; .* a number"),
     (_settings("sft", nll_weight=1.0), r"loss\.nll_weight is not an option"),
     (_settings("grpo"), r"'grpo' takes old_token_logp, advantage, mask, which"),
-    (_settings("plackett_luce"), "values, scores, which .* docs/losses.md"),
+    (_settings("flow_dpo"), "time, which .* docs/losses.md"),
     # What the objective supplies is no option.
     (_settings("dpo", beta=0.1, chosen_logratio=1), "chosen_logratio is not"),
   ],
