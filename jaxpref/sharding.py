@@ -126,6 +126,15 @@ def param_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
   return jax.tree.map_with_path(one, shapes, axes)
 
 
+def placed(shapes: Any, shardings: Any) -> Any:
+  """Arrays or their shapes, as ShapeDtypeStructs with these shardings."""
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    shapes,
+    shardings,
+  )
+
+
 def batch_sharding(mesh: Mesh, *, axis: int) -> NamedSharding:
   """Rows, on dimension `axis`, spread over the data and fsdp axes."""
   return NamedSharding(mesh, PartitionSpec(*(None,) * axis, RULES["batch"]))

@@ -40,10 +40,6 @@ import pytest
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-_NO_LIBTPU = (
-  "no TPU compiler: it comes with the extra `plan`, which `make test` installs"
-)
-
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
@@ -59,18 +55,17 @@ def shared() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def tpu_devices() -> Sequence[Any]:
-  """Eight chips of a TPU v5e that is not there, to compile for."""
-  pytest.importorskip("libtpu", reason=_NO_LIBTPU)
-  # Else it looks for a TPU of this machine, and lets one process at a time
-  # look, for the TPU's sake.
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  from jax.experimental import topologies
+def libtpu() -> None:
+  """Skips where the TPU's compiler is not; `make test` installs it."""
+  pytest.importorskip("libtpu", reason="no TPU compiler: see the extra `plan`")
 
-  return topologies.get_topology_desc("v5e:2x4", platform="tpu").devices
+
+@pytest.fixture(scope="session")
+def tpu_devices(libtpu: None) -> Sequence[Any]:
+  """Eight chips of a TPU v5e that is not there, to compile for."""
+  from jaxpref.plan.topology import find_devices
+
+  return find_devices("v5e:2x4")
 
 
 @pytest.fixture(scope="session")

@@ -58,11 +58,7 @@ def state_shapes(
 ) -> TrainState:
   """The state before it is made: shapes, dtypes and where each part lies."""
   begin = functools.partial(init_state, tx=tx, seed=0, shardings=shardings)
-  return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    jax.eval_shape(begin, shapes),
-    shardings,
-  )
+  return sharding.placed(jax.eval_shape(begin, shapes), shardings)
 
 
 def state_shardings(

@@ -59,10 +59,10 @@ def text_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
     schedule=schedule,
     state=state_shapes(shapes, tx, where),
     frozen={
-      role: _placed(each.shapes, _places(mesh, each))
+      role: sharding.placed(each.shapes, _places(mesh, each))
       for role, each in frozen_roles(settings, definition).items()
     },
-    batch=_placed(batch, batch_places(mesh, batch)),
+    batch=sharding.placed(batch, batch_places(mesh, batch)),
     useful_flops=_useful(settings, definition),
     assumes=_assumes(settings, shape),
   )
@@ -154,11 +154,3 @@ def _assumes(settings: config.Config, shape: Shape) -> tuple[str, ...]:
 
 def _places(mesh: jax.sharding.Mesh, definition: Definition) -> Any:
   return sharding.param_shardings(mesh, definition.shapes, definition.axes)
-
-
-def _placed(shapes: Any, where: Any) -> Any:
-  return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    shapes,
-    where,
-  )

@@ -1,6 +1,5 @@
 """Plans of large models on pods, by the TPU's compiler: minutes each."""
 
-import importlib.util
 import json
 
 import pytest
@@ -8,10 +7,7 @@ import pytest
 pytestmark = [
   pytest.mark.certify,
   pytest.mark.timeout(7200),
-  pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs the TPU's compiler: the package libtpu, of the extra `plan`",
-  ),
+  pytest.mark.usefixtures("libtpu"),
 ]
 GIB = 2.0**30
 

@@ -1,6 +1,5 @@
 """Steps compiled by the TPU's compiler, for chips that are not there."""
 
-import functools
 import re
 
 import jax
@@ -10,16 +9,14 @@ from jaxpref import config, sharding
 from jaxpref.data.steps import Steps
 from jaxpref.fit.objectives import text_objective
 from jaxpref.fit.optimizer import make_optimizer, make_schedule
-from jaxpref.fit.step import init_state, make_step, state_shardings
+from jaxpref.fit.put import batch_places
+from jaxpref.fit.step import make_step, state_shapes, state_shardings
 from jaxpref.models.build import define
 
 
 @pytest.fixture(scope="module")
 def mesh(tpu_devices):
-  """2 data x 2 fsdp x 2 tensor."""
-  auto = (jax.sharding.AxisType.Auto,) * 3
-  names = ("data", "fsdp", "tensor")
-  return jax.make_mesh((2, 2, 2), names, axis_types=auto, devices=tpu_devices)
+  return sharding.make_mesh(data=2, fsdp=2, tensor=2, devices=tpu_devices)
 
 
 def test_a_training_step_compiles_with_splash(mesh, definition, data):
@@ -31,10 +28,10 @@ def test_a_training_step_compiles_with_splash(mesh, definition, data):
   tx = make_optimizer(optimizer, schedule)
   shapes, places = {"policy": definition.shapes}, {"policy": where}
   shardings = state_shardings(mesh, tx, shapes, places)
-  begin = functools.partial(init_state, tx=tx, seed=0, shardings=shardings)
-  state = _at(jax.eval_shape(begin, shapes), shardings)
-  frozen = {"reference": _at(definition.shapes, where)}
-  batch = _batch(Steps(data, batch_size=5, rows=4, row_length=64)[0], mesh)
+  state = state_shapes(shapes, tx, shardings)
+  frozen = {"reference": sharding.placed(definition.shapes, where)}
+  batch = Steps(data, batch_size=5, rows=4, row_length=64)[0]
+  batch = sharding.placed(batch, batch_places(mesh, batch))
   objective = text_objective(definition, config.Loss(), head_block=16)
   step = make_step(objective, tx, schedule, shardings)
   with jax.default_matmul_precision("default"), jax.set_mesh(mesh):
@@ -46,22 +43,3 @@ def test_a_training_step_compiles_with_splash(mesh, definition, data):
   for name, times in {"fwd": 3, "dq": 1, "dkv": 1}.items():
     found = re.findall(rf"%splash_mha_{name}_\S* = ", text)
     assert len(found) == times * classes
-
-
-def _at(shapes, shardings):
-  return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    shapes,
-    shardings,
-  )
-
-
-def _batch(batch, mesh):
-  """Its shapes, spread as `put_batch` would."""
-  rows, flat = sharding.batch_sharding(mesh, axis=1), sharding.replicated(mesh)
-
-  def place(path, x):
-    where = flat if path[0].name in ("slots", "comparisons") else rows
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-  return jax.tree.map_with_path(place, batch)

@@ -1,7 +1,5 @@
 """Topologies that there are, and those that there are not."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,13 +9,8 @@ from jaxpref.errors import UserError
 from jaxpref.plan import topology
 from jaxpref.plan.topology import find_devices
 
-needs_libtpu = pytest.mark.skipif(
-  importlib.util.find_spec("libtpu") is None,
-  reason="needs the TPU's compiler: the package libtpu, of the extra `plan`",
-)
 
-
-@needs_libtpu
+@pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize(
   ("name", "count", "gib"),
   [("v5e:8x8", 64, 15.75), ("v5p:4x4x8", 128, 95.73), ("v6e:4x4", 16, 31.24)],
@@ -43,7 +36,7 @@ def test_names_that_mean_nothing(name):
     find_devices(name)
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("libtpu")
 def test_a_shape_that_the_compiler_refuses():
   with pytest.raises(UserError, match=r"refuses it.*for example as v5e:8x8"):
     find_devices("v5e:3x3")
@@ -64,7 +57,7 @@ def test_known_chips():
   assert chips.find_chip("cpu") is None
 
 
-@needs_libtpu
+@pytest.mark.usefixtures("libtpu")
 def test_what_the_compiler_says_where_memory_does_not_suffice():
   from jaxpref.plan.job import read_exhausted
 
