@@ -35,6 +35,8 @@ def stay_on_cpu(topology: str) -> None:
   jax.config.update("jax_platforms", "cpu")
   if match := _CPU.fullmatch(topology):
     jax.config.update("jax_num_cpu_devices", int(match[1]))
+  else:  # a program for devices that are not there cannot be read back
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def find_devices(topology: str) -> Sequence[jax.Device]:
