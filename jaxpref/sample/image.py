@@ -13,10 +13,11 @@ import numpy as np
 from jaxpref import config, sharding
 from jaxpref.errors import UserError
 from jaxpref.models.build import bind
+from jaxpref.models.sdxl.pipeline import encode_text
 from jaxpref.ops.noise import add_noise
 from jaxpref.sample.denoise import Draw, Predict, denoise, draws, image_keys
 from jaxpref.sample.guidance import guided, unguided
-from jaxpref.sample.image_model import ImageModel, encode_text, tokenize
+from jaxpref.sample.image_model import ImageModel, tokenize
 from jaxpref.sample.samplers import Sampler, make_sampler, started_at
 from jaxpref.types import Params
 
@@ -138,11 +139,11 @@ def _program(model: ImageModel, recipe: Recipe) -> Callable[..., jax.Array]:
     )
 
   def predictor(params: Params, ids: Ids, empty: Ids) -> Predict:
-    text = encode_text(model, params, ids)
+    text = encode_text(model.pipeline, params, ids)
     asked = functools.partial(ask, params)
     if recipe.guidance <= 1.0:
       return unguided(asked, text)
-    without = encode_text(model, params, empty)
+    without = encode_text(model.pipeline, params, empty)
     if model.zero_empty and not recipe.negative_prompt:
       without = jax.tree.map(jnp.zeros_like, without)
     without = jax.tree.map(

@@ -39,7 +39,7 @@ PIPELINES = (
   "StableDiffusionPipeline",
 )
 _MODELS = ("unet", "vae", "text_encoder", "text_encoder_2", "image_encoder")
-_ENCODERS = ("text_encoder", "text_encoder_2")
+ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,7 @@ def encode_text(
   """
   states = {
     name: bind(pipeline.definitions[name], params[name])(ids[name])
-    for name in _ENCODERS
+    for name in ENCODERS
     if name in pipeline.definitions
   }
   if "text_encoder_2" not in states:
