@@ -79,8 +79,9 @@ def run_jaxpref(flags: argparse.Namespace) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as folder:
     workdir = pathlib.Path(folder) / "run"
     run(settings, workdir)
-    losses = [line["loss"] for line in read_metrics(workdir)]
-  return clock.result(losses)
+    lines = read_metrics(workdir)
+  waited = [line["data/wait_share"] for line in lines]
+  return clock.result([line["loss"] for line in lines], wait_shares=waited)
 
 
 def run_trl(flags: argparse.Namespace) -> dict[str, Any]:

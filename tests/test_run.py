@@ -114,7 +114,11 @@ FILLED = {
 
 def _told(workdir):
   return [
-    {key: x for key, x in line.items() if "_per_second" not in key}
+    {
+      key: x
+      for key, x in line.items()
+      if "_per_second" not in key and key != "data/wait_share"
+    }
     for line in read_metrics(workdir)
   ]
 

@@ -5,14 +5,14 @@ step and the lengths alone, so the state of the data is one integer, and a
 resumed run goes on with the very next example.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
-import grain
 import numpy as np
 
 from jaxpref.data import batch
+from jaxpref.data.loader import Loader
 from jaxpref.data.packing import (
   Packing,
   Piece,
@@ -120,12 +120,11 @@ class Steps:
     # A step that the plan did not foresee gets a shape of its own.
     return packing, _few_classes(self.shape.join(need))
 
-  def loader(self, numbers: Sequence[int]) -> Iterator[TextBatch]:
-    """Batches of the steps with these numbers, made ahead by grain."""
-    steps = grain.MapDataset.source(numbers).map(self.__getitem__)
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    batches = iter(steps.to_iter_dataset(options))
-    return map(self.finish, numbers, batches) if self.finish else batches
+  def loader(self, numbers: Sequence[int], threads: int = 2) -> Loader:
+    """Batches of the steps with these numbers, made ahead by threads."""
+    return Loader(
+      self.__getitem__, numbers, finish=self.finish, threads=threads
+    )
 
   def _check_rows(self) -> None:
     """Every example must fit into the rows of one micro-batch."""

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxpref import config
+from jaxpref.data.loader import Loader
 from jaxpref.data.packing import Waste
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
@@ -24,8 +25,9 @@ Put = Callable[[Any], Any]
 class _Window:
   """Sums of the steps since the last logged one."""
 
-  def __init__(self, speed: Speed) -> None:
+  def __init__(self, speed: Speed, batches: Loader) -> None:
     self.speed = speed
+    self.batches, self.waited = batches, batches.waited
     self.terms: list[Any] = []
     self.pairs = self.tokens = 0  # tokens of responses
     self.flops = 0.0
@@ -50,6 +52,7 @@ class _Window:
       "pairs_per_second": self.pairs / seconds,
       "tokens_per_second": self.tokens / seconds,
       **self.speed.rates(self.flops, seconds),
+      "data/wait_share": (self.batches.waited - self.waited) / seconds,
       **{f"waste/{name}": count / tokens for name, count in shares},
     }
 
@@ -98,8 +101,8 @@ def fit(
 
   Raises UserError when loss or gradient are no longer finite.
   """
-  window, pending = _Window(speed), 0
   batches = steps.loader(range(start, stop))
+  window, pending = _Window(speed, batches), 0
 
   def flush(
     more: Callable[[], Mapping[str, float]] = dict[str, float],
@@ -112,7 +115,7 @@ def fit(
     _check_finite(values, pending)
     log.write(pending, {**values, **more()})
     log.progress(pending, values)
-    window, pending = _Window(speed), 0
+    window, pending = _Window(speed, batches), 0
 
   reached = start
   with jax.transfer_guard("disallow"):

@@ -51,6 +51,9 @@ _CHARTS: dict[str, tuple[dict[str, tuple[str, str]], dict[str, Any]]] = {
       "computed again to save memory"}),
   "Use of the peak": ({"mfu": ("useful MFU", "green")},
     {"zero": True, "percent": True, "help": "of the chip's peak in bfloat16"}),
+  "Waiting for data": ({"data/wait_share": ("of the time", "orange")},
+    {"zero": True, "percent": True, "help": "the loop waits for batches that "
+     "are not made yet; the devices, no longer than that"}),
   "Wasted tokens": ({
     "waste/padding": ("padding", "blue"),
     "waste/idle_rows": ("empty rows", "orange"),

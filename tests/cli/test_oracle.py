@@ -80,6 +80,7 @@ def test_folder_holds_what_is_promised(workdir, metrics, overrides, oracle):
     "rewards/rejected", "rewards/margins", "rewards/accuracies",
     "rewards/ties", "logps/chosen", "logps/rejected", "pairs_per_second",
     "tokens_per_second", "useful_tflops_per_second_per_device",
+    "data/wait_share",
   }  # fmt: skip
   for line in metrics(workdir):
     assert line.keys() >= keys
