@@ -8,6 +8,7 @@ import ast
 from collections.abc import Mapping
 import dataclasses
 import importlib.util
+import math
 import os
 import pathlib
 import types
@@ -65,9 +66,20 @@ class Reference:
 
 
 @_section
+class Source:
+  """One of several data sets that a run is mixed of."""
+
+  path: str = ""  # as data.path
+  format: str = "auto"
+  weight: float = 0.0  # its share of a step; 0 of all = as their sizes
+
+
+@_section
 class Data:
   path: str = ""  # a file, a folder of files, a pattern (*.parquet), a URL
   format: str = "auto"
+  # In place of both: several, by a name for each.
+  sources: Mapping[str, Source] = dataclasses.field(default_factory=dict)
   eval_path: str = ""
   eval_holdout: int = 0  # examples of `path` kept for evaluation
   max_length: int = 1024  # tokens of one prompt plus one response
@@ -236,10 +248,12 @@ def with_absolute_paths(config: Config) -> Config:
   run rightly.
   """
   for key in PATHS:
-    if (value := _get(config, key)) and "://" not in value:
-      path = os.path.abspath(os.path.expanduser(value))
-      config = _replace(config, key, path)
-  return config
+    config = _replace(config, key, _absolute(_get(config, key)))
+  sources = {
+    name: dataclasses.replace(each, path=_absolute(each.path))
+    for name, each in config.data.sources.items()
+  }
+  return _replace(config, "data.sources", sources)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -262,6 +276,12 @@ def cache_folder() -> pathlib.Path:
   """$JAXPREF_CACHE, or ~/.cache/jaxpref: what may be deleted at any time."""
   home = os.environ.get("JAXPREF_CACHE") or "~/.cache/jaxpref"
   return pathlib.Path(home).expanduser()
+
+
+def _absolute(path: str) -> str:
+  if not path or "://" in path:
+    return path
+  return os.path.abspath(os.path.expanduser(path))
 
 
 def _import_file(path: str) -> types.ModuleType:
@@ -335,6 +355,12 @@ def _section_from(cls: Any, tree: Any, prefix: str, source: str) -> Any:
     hint = hints[key]
     if dataclasses.is_dataclass(hint):
       values[key] = _section_from(hint, value, f"{prefix}{key}.", source)
+    elif get_args(hint)[1:] == (Source,):
+      named = _cast(Mapping, value, prefix + key, source)
+      values[key] = {
+        name: _section_from(Source, each, f"{prefix}{key}.{name}.", source)
+        for name, each in named.items()
+      }
     else:
       values[key] = _cast(hint, value, prefix + key, source)
   return cls(**values)
@@ -394,7 +420,32 @@ def _check_values(config: Config) -> None:
       "at most 1, which keeps all tokens."
     )
   _check_lora(config.model.lora)
+  _check_sources(config.data)
   _check_stages(config)
+
+
+def _check_sources(data: Data) -> None:
+  sources = data.sources
+  if sources and (data.path or data.format != "auto"):
+    raise UserError(
+      "config.data.sources names the data, and config.data.path or "
+      "config.data.format is set too. Each source has a path and a format of "
+      "its own; leave those of config.data as they are by default."
+    )
+  for name, each in sources.items():
+    if not each.path:
+      raise UserError(f"config.data.sources.{name} has no path; give one.")
+    if not 0 <= each.weight < math.inf:
+      raise UserError(
+        f"config.data.sources.{name}.weight is {each.weight}; it must be a "
+        "number above 0, or 0 for all sources."
+      )
+  zero = [name for name, each in sources.items() if each.weight == 0]
+  if zero and len(zero) < len(sources):
+    raise UserError(
+      f"config.data.sources gives no weight to {', '.join(zero)}. Give one to "
+      "every source, or to none: each example then comes once an epoch."
+    )
 
 
 def _check_stages(config: Config) -> None:

@@ -11,7 +11,10 @@ import jax
 import numpy as np
 
 from jaxpref import config, pair, sharding
+from jaxpref.data import mixture
 from jaxpref.data import tokenizer as tokenizers
+from jaxpref.data.joined import Joined, join
+from jaxpref.data.order import one_source
 from jaxpref.data.prepared import Prepared, prepare, split_holdout
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
@@ -226,11 +229,11 @@ def _check_complete(settings: config.Config) -> None:
       "config.model.arch and a folder with a tokenizer in "
       "config.model.tokenizer."
     )
-  if not settings.data.path:
+  if not (settings.data.path or settings.data.sources):
     raise UserError(
       "config.data.path is empty. Give a file of comparisons (.jsonl, "
       ".jsonl.gz, .jsonl.zst, .parquet, .arrow or .array_record), or a folder "
-      "of such files."
+      "of such files; or several in config.data.sources."
     )
 
 
@@ -251,16 +254,26 @@ def _prepare(
       "one of them."
     )
 
-  def read(path: str) -> Prepared:
-    found = prepare(data, path, folder)
+  def read(path: str, format: str) -> Prepared:
+    found = prepare(dataclasses.replace(data, format=format), path, folder)
     say(found.summary())
     found, told = pair.with_pairs(found, settings.pair)
     if told:
       say(told)
     return _usable(found, path, find_loss(settings.loss))
 
-  train = read(data.path)
-  test = read(data.eval_path) if data.eval_path else None
+  def read_source(name: str) -> Prepared:
+    say(f"Source {name}:")
+    try:
+      return read(data.sources[name].path, data.sources[name].format)
+    except UserError as error:
+      raise UserError(f"config.data.sources.{name}: {error}") from error
+
+  if data.sources:
+    train: Prepared = join({name: read_source(name) for name in data.sources})
+  else:
+    train = read(data.path, data.format)
+  test = read(data.eval_path, data.format) if data.eval_path else None
   if data.eval_holdout:
     train, test = split_holdout(train, data.eval_holdout, data.seed)
   if needs_mismatched(find_loss(settings.loss)):
@@ -349,14 +362,18 @@ def _make_steps(
     row_length=data.row_length,
     share_prompts=data.share_prompts,
   )
-  epoch = -(-len(train.prompt_lengths) // data.batch_size)
-  num_steps = settings.train.steps or epoch * data.epochs
+  if isinstance(train, Joined):
+    order = mixture.mix(data, train)
+    say(mixture.told(order))
+  else:
+    seed = data.seed if data.shuffle else None
+    order = one_source(len(train), seed=seed)
+  epoch = -(-len(order) // data.batch_size)
   steps = make(
     train,
     kept=kept_responses(train, loss),
-    shuffle=data.shuffle,
-    seed=data.seed,
-    num_steps=num_steps,
+    order=order,
+    num_steps=settings.train.steps or epoch * data.epochs,
   )
   _tell_of_empty_rows(steps)
   return steps, make(test, kept=kept_responses(test, loss)) if test else None

@@ -32,6 +32,10 @@ def _get(value, key):
   return value
 
 
+def _sources(**given):
+  return {"data": {"sources": given}}
+
+
 def test_defaults_alone():
   built = config.build({})
   assert built == config.Config()
@@ -92,6 +96,21 @@ def test_configs_cannot_be_changed():
     (
       {"model": {"lora": {"targets": "q_proj", "rank": 0}}},
       r"lora is given without a rank.* Set config\.model\.lora\.rank",
+    ),
+    (_sources(a=2), r"config\.data\.sources\.a is 2; it is a section"),
+    (_sources(a={"pth": "x"}), r"data\.sources\.a\.pth\. Did you .* 'path'"),
+    (_sources(a={"weight": 1}), r"config\.data\.sources\.a has no path"),
+    (
+      _sources(a={"path": "x", "weight": -1}),
+      r"sources\.a\.weight is -1\.0; it must be",
+    ),
+    (
+      _sources(a={"path": "x", "weight": 1}, b={"path": "y"}),
+      r"gives no weight to b\. Give one to every source",
+    ),
+    (
+      {"data": {"path": "x", "sources": {"a": {"path": "y"}}}},
+      r"data\.sources names the data, and config\.data\.path",
     ),
     (
       {"data": {"truncate": "cut"}},
@@ -166,6 +185,8 @@ def test_every_field_can_be_set(key):
     value = default / 2 if isinstance(default, float) else abs(default) + 1
   elif isinstance(default, tuple):
     value = ["a", "b"]
+  elif key == "data.sources":
+    value = {"own": {"path": "x", "format": "hh", "weight": 0.5}}
   else:
     value = {"hidden_size": 8}
   adapted = {"model": {"lora": {"rank": 4}}}
@@ -261,6 +282,21 @@ def test_an_override_switches_an_option_off(file):
   built, _ = config.load(file, {"data.eval_path": "", "data.batch_size": "1"})
   assert built.data.eval_path == ""
   assert built.data.batch_size == 1
+
+
+def test_sources_are_named_on_the_command_line(file):
+  built, _ = config.load(
+    file,
+    {
+      "data.sources.hh.path": "hh.jsonl",
+      "data.sources.hh.weight": "3",
+      "data.sources.own": "{'path': 'gs://bucket/own', 'weight': 1}",
+    },
+  )
+  sources = config.with_absolute_paths(built).data.sources
+  assert sources["own"] == config.Source(path="gs://bucket/own", weight=1.0)
+  assert sources["hh"].weight == 3.0
+  assert sources["hh"].path == str(pathlib.Path("hh.jsonl").absolute())
 
 
 def test_another_loss_starts_afresh(file):

@@ -60,8 +60,7 @@ class Prepared:
     return len(self.prompt_lengths)
 
   def __getstate__(self) -> dict[str, Any]:
-    names = ("folder", "examples", "mismatch", "pairing")
-    return {name: getattr(self, name) for name in names}
+    return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
   @property
   def prompt_lengths(self) -> Int32[np.ndarray, " n"]:
@@ -152,12 +151,12 @@ class Prepared:
   def prompt(self, i: int | np.integer) -> Int32[np.ndarray, " tokens"]:
     """The tokens of example i's prompt, BOS included."""
     start = self._view["prompt_start"][i]
-    return self._arrays["tokens"][start : start + self.prompt_lengths[i]]
+    return self._tokens[start : start + self.prompt_lengths[i]]
 
   def response(self, j: int | np.integer) -> Int32[np.ndarray, " tokens"]:
     """The tokens of response j, EOS included."""
     start = self._view["response_start"][j]
-    return self._arrays["tokens"][start : start + self.response_lengths[j]]
+    return self._tokens[start : start + self.response_lengths[j]]
 
   @functools.cached_property
   def first_token(self) -> Int64[np.ndarray, " bounds"]:
@@ -173,7 +172,7 @@ class Prepared:
   @functools.cached_property
   def max_token(self) -> int:
     """The largest id in the folder."""
-    return int(self._arrays["tokens"].max())
+    return int(self._tokens.max())
 
   def select(self, indices: Any) -> "Prepared":
     """The examples `indices`, in that order, numbered anew."""
@@ -217,6 +216,11 @@ class Prepared:
     """JSONL: file, row, kind and reason of every row that was refused."""
     return self.folder / REJECTED
 
+  @property
+  def rejected(self) -> bytes:
+    """What is in `rejected_file`."""
+    return self.rejected_file.read_bytes()
+
   @functools.cached_property
   def fingerprint(self) -> str:
     """A hash of all tokens and where each prompt and response stands."""
@@ -257,7 +261,12 @@ class Prepared:
     return read_arrays(self.folder / ARRAYS)
 
   @functools.cached_property
-  def _view(self) -> Mapping[str, np.ndarray]:
+  def _tokens(self) -> Any:
+    """All tokens: what is sliced, and has a length and a largest."""
+    return self._arrays["tokens"]
+
+  def _whole(self) -> dict[str, Any]:
+    """The arrays of all examples."""
     view = {**self._arrays, **_starts(self._arrays)}
     if self.pairing is not None:
       view |= dataclasses.asdict(self.pairing)
@@ -265,12 +274,17 @@ class Prepared:
       view["score"] = _wins(view)
     view["label"] = _labels(view)
     view["mismatched"] = np.zeros(len(view["label"]), bool)
+    return view
+
+  @functools.cached_property
+  def _view(self) -> Mapping[str, np.ndarray]:
+    view = self._whole()
     if self.examples is not None:
       view = _select(view, self.examples)
     if self.mismatch is None:
       return view
     block, max_length = self.mismatch
-    other = _partners(_prompt_numbers(view, self._arrays["tokens"]), block)
+    other = _partners(_prompt_numbers(view, self._tokens), block)
     return _borrow(view, other, max_length)
 
 
@@ -313,9 +327,7 @@ def _wins(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
   return score
 
 
-def _prompt_numbers(
-  view: Mapping[str, np.ndarray], tokens: np.ndarray
-) -> np.ndarray:
+def _prompt_numbers(view: Mapping[str, np.ndarray], tokens: Any) -> np.ndarray:
   """A number for each example, the same where the prompts are."""
   seen: dict[bytes, int] = {}
   spans = zip(view["prompt_start"], view["prompt_lengths"], strict=True)

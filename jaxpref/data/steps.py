@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxpref.data import batch
 from jaxpref.data.loader import Loader
+from jaxpref.data.order import Order, one_source
 from jaxpref.data.packing import (
   Packing,
   Piece,
@@ -47,6 +48,7 @@ class Steps:
     seed: int = 0,
     kept: np.ndarray | None = None,
     num_steps: int = 0,
+    order: Order | None = None,
   ):
     """Looks ahead at the lengths and settles the shape of the arrays.
 
@@ -60,20 +62,21 @@ class Steps:
       seed: of the order.
       kept: which responses are computed; None = all.
       num_steps: how many steps the run has; 0 = one epoch.
+      order: the examples of an epoch, in place of `shuffle` and `seed`.
 
     Raises UserError if rows are too short.
     """
     self.data, self.batch_size, self.rows = data, batch_size, rows
     self.row_length, self.share_prompts = row_length, share_prompts
-    self.shuffle, self.seed = shuffle, seed
     self.ref_token_logp: np.ndarray | None = None  # see `batch.make_batch`
     # What is done to a step's batch when it is asked for, and not before.
     self.finish: Callable[[int, TextBatch], TextBatch] | None = None
-    self.steps_per_epoch = -(-len(data.prompt_lengths) // batch_size)
+    self.order = order or one_source(len(data), seed=seed if shuffle else None)
+    self.steps_per_epoch = -(-len(self.order) // batch_size)
     self.num_steps = num_steps or self.steps_per_epoch
     self.kept = np.ones(len(data.label), bool) if kept is None else kept
     self._check_rows()
-    self._order = functools.lru_cache(maxsize=2)(self._permutation)
+    self._order = functools.lru_cache(maxsize=2)(self.order)
     self.shape = self._plan(min(self.num_steps, _PLANNED_STEPS))
     self.packing = functools.lru_cache(maxsize=32)(self._packing)
 
@@ -108,6 +111,15 @@ class Steps:
       kept = self.data.response_lengths[here][self.kept[here]]
       found.append((int(self.data.prompt_lengths[i]), tuple(map(int, kept))))
     return found
+
+  def seen(self, steps: int) -> dict[str, int]:
+    """Examples of each source in the first `steps`, where there are several."""
+    if len(self.order.draws) == 1:
+      return {}
+    epochs, rest = divmod(steps, self.steps_per_epoch)
+    begun = self.order.counts(0, rest * self.batch_size)
+    whole = self.order.draws
+    return {name: epochs * whole[name] + begun[name] for name in whole}
 
   def waste(self, step: int) -> Waste:
     """What a step computes and does not need."""
@@ -153,12 +165,6 @@ class Steps:
           "micro-batch. Raise config.data.row_length or "
           "config.data.rows_per_device."
         )
-
-  def _permutation(self, epoch: int) -> np.ndarray:
-    count = len(self.data.prompt_lengths)
-    if not self.shuffle:
-      return np.arange(count)
-    return np.random.default_rng([self.seed, epoch]).permutation(count)
 
   def _plan(self, count: int) -> Shape:
     """One shape for the first `count` steps."""

@@ -106,13 +106,13 @@ def write_inputs(
   workdir.mkdir(parents=True, exist_ok=True)
   fingerprint = {"fingerprint": _fingerprint(train, test)}
   stats: dict[str, Any] = {"train": {**train.stats, **fingerprint}}
-  rejected = train.rejected_file.read_bytes()
+  rejected = train.rejected
   if test and settings.data.eval_holdout:
     # Held-out examples are part of the same preparation.
     stats["eval"] = {"examples": len(test)}
   elif test:
     stats["eval"] = test.stats
-    rejected += test.rejected_file.read_bytes()
+    rejected += test.rejected
   files = {
     "config.json": _json(config.to_dict(settings)),
     "data.json": _json(stats),

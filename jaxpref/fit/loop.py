@@ -111,7 +111,8 @@ def fit(
     nonlocal window, pending
     if not pending:
       return
-    values = window.averages()
+    seen = steps.seen(pending).items()
+    values = window.averages() | {f"examples/{n}": float(x) for n, x in seen}
     _check_finite(values, pending)
     log.write(pending, {**values, **more()})
     log.progress(pending, values)

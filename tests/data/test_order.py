@@ -7,25 +7,38 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpref import sharding
+from jaxpref import config, sharding
+from jaxpref.data.joined import join
+from jaxpref.data.mixture import mix
 from jaxpref.data.steps import Steps
 from jaxpref.fit.put import put_batch
 
 COUNT, BATCH, EPOCH = 22, 5, 5  # the last step of an epoch has 2 of 5 examples
 STEPS = 2 * EPOCH
+SIZES = {"large": 14, "small": 8}
 
 
 @pytest.fixture(scope="module")
-def data(make_prepared):
+def make_part(make_prepared):
   """Pairs and triples of random lengths; up to 30 tokens a sequence."""
   rng = np.random.default_rng(0)
   take = lambda low, high: rng.integers(1, 99, rng.integers(low, high)).tolist()
-  return make_prepared(
+  return lambda count: make_prepared(
     [
       (take(1, 10), [take(1, 20) for _ in range(n)], [(0, 1)])
-      for n in rng.integers(2, 4, size=COUNT)
+      for n in rng.integers(2, 4, size=count)
     ]
   )
+
+
+@pytest.fixture(scope="module")
+def data(make_part):
+  return make_part(COUNT)
+
+
+@pytest.fixture(scope="module")
+def mixed(make_part):
+  return join({name: make_part(size) for name, size in SIZES.items()})
 
 
 def _steps(data, hosts, **given):
@@ -33,6 +46,12 @@ def _steps(data, hosts, **given):
   settings = {"batch_size": BATCH, "row_length": 128, "shuffle": True}
   settings |= {"seed": 3, "num_steps": STEPS}
   return Steps(data, rows=2 * hosts, **{**settings, **given})
+
+
+def _mix(data, **weights):
+  sources = {name: {"path": "x", "weight": w} for name, w in weights.items()}
+  tree = {"sources": sources, "batch_size": BATCH, "seed": 3}
+  return mix(config.build({"data": tree}).data, data)
 
 
 def _seen(steps, batches, hosts):
@@ -52,12 +71,21 @@ def _seen(steps, batches, hosts):
   return found
 
 
+def _digest(ids):
+  return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+
+
 def test_golden(data):
   """A new hash means that no run goes on where it was: say so in a release."""
   steps = _steps(data, 1)
   ids = [data.ids[i] for step in range(STEPS) for i in steps.examples(step)]
-  digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
-  assert digest[:16] == "6fa343d4d90295a2"
+  assert _digest(ids) == "6fa343d4d90295a2"
+
+
+def test_golden_of_a_mixture(mixed):
+  order = _mix(mixed, large=1, small=3)
+  ids = [mixed.ids[i] for epoch in range(2) for i in order(epoch)]
+  assert _digest(ids) == "f84bba17899c8860"
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
@@ -70,14 +98,19 @@ def test_any_number_of_workers(data, threads):
 
 
 @pytest.mark.parametrize("then", [1, 4])
-def test_saved_by_two_hosts_and_resumed_by_others(data, then):
+@pytest.mark.parametrize("kind", ["one source", "mixture"])
+def test_saved_by_two_hosts_and_resumed_by_others(data, mixed, kind, then):
   """Each example of both epochs once and only once, wherever it stopped."""
   stop = random.SystemRandom().randrange(1, STEPS)
   print(f"stopped after step {stop}")
-  begun, resumed = _steps(data, 2), _steps(data, then)
+  order = None
+  if kind == "mixture":
+    data, order = mixed, _mix(mixed, large=0, small=0)
+  begun, resumed, whole = (
+    _steps(data, hosts, order=order) for hosts in (2, then, 1)
+  )
   seen = _seen(begun, begun.loader(range(stop)), 2)
   seen += _seen(resumed, resumed.loader(range(stop, STEPS)), then)
-  whole = _steps(data, 1)
   assert seen == [sorted(whole.examples(step)) for step in range(STEPS)]
   for epoch in (seen[:EPOCH], seen[EPOCH:]):
     assert sorted(i for step in epoch for i in step) == list(range(COUNT))
