@@ -7,11 +7,8 @@ differs; it is laid over these defaults, then the command line's overrides.
 import ast
 from collections.abc import Mapping
 import dataclasses
-import importlib.util
-import math
 import os
 import pathlib
-import types
 from typing import (
   Any,
   dataclass_transform,
@@ -22,7 +19,9 @@ from typing import (
 
 import ml_collections
 
+from jaxpref.config_checks import check_lora, check_sources
 from jaxpref.errors import UserError, nearest
+from jaxpref.files import import_file
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -216,7 +215,7 @@ def load(path: str, overrides: Mapping[str, str]) -> tuple[Config, Any]:
   Raises UserError for a file that is missing or has no get_config(), an
   unknown key, or a value of the wrong type.
   """
-  module = _import_file(path)
+  module = import_file(path, f"--config={path}", "get_config")
   given = module.get_config()
   if not isinstance(given, ml_collections.ConfigDict):
     raise UserError(
@@ -282,28 +281,6 @@ def _absolute(path: str) -> str:
   if not path or "://" in path:
     return path
   return os.path.abspath(os.path.expanduser(path))
-
-
-def _import_file(path: str) -> types.ModuleType:
-  if not pathlib.Path(path).is_file():
-    raise UserError(
-      f"--config={path}: there is no such file. Give a Python file with "
-      "get_config(), for example configs/dpo.py."
-    )
-  spec = importlib.util.spec_from_file_location("jaxpref_config_file", path)
-  if spec is None or spec.loader is None:
-    raise UserError(f"--config={path}: not a Python file.")
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-  except Exception as error:  # whatever the file does
-    raise UserError(
-      f"--config={path}: the file cannot be run: {type(error).__name__}: "
-      f"{error}."
-    ) from error
-  if not hasattr(module, "get_config"):
-    raise UserError(f"--config={path}: the file defines no get_config().")
-  return module
 
 
 def _put(tree: dict[str, Any], key: str, text: str) -> None:
@@ -419,33 +396,9 @@ def _check_values(config: Config) -> None:
       f"config.sample.top_p is {config.sample.top_p}; it must be above 0 and "
       "at most 1, which keeps all tokens."
     )
-  _check_lora(config.model.lora)
-  _check_sources(config.data)
+  check_lora(config.model.lora)
+  check_sources(config.data)
   _check_stages(config)
-
-
-def _check_sources(data: Data) -> None:
-  sources = data.sources
-  if sources and (data.path or data.format != "auto"):
-    raise UserError(
-      "config.data.sources names the data, and config.data.path or "
-      "config.data.format is set too. Each source has a path and a format of "
-      "its own; leave those of config.data as they are by default."
-    )
-  for name, each in sources.items():
-    if not each.path:
-      raise UserError(f"config.data.sources.{name} has no path; give one.")
-    if not 0 <= each.weight < math.inf:
-      raise UserError(
-        f"config.data.sources.{name}.weight is {each.weight}; it must be a "
-        "number above 0, or 0 for all sources."
-      )
-  zero = [name for name, each in sources.items() if each.weight == 0]
-  if zero and len(zero) < len(sources):
-    raise UserError(
-      f"config.data.sources gives no weight to {', '.join(zero)}. Give one to "
-      "every source, or to none: each example then comes once an epoch."
-    )
 
 
 def _check_stages(config: Config) -> None:
@@ -455,29 +408,6 @@ def _check_stages(config: Config) -> None:
         f"config.stages names {stage!r}; it may hold 'prepare' and 'fit', or "
         "'sample' for images."
       )
-
-
-def _check_lora(lora: Lora) -> None:
-  if lora.rank < 0:
-    raise UserError(
-      f"config.model.lora.rank is {lora.rank}; it must not be negative, and 0 "
-      "trains all weights instead of an adapter."
-    )
-  if not lora.alpha > 0:
-    raise UserError(
-      f"config.model.lora.alpha is {lora.alpha}; it must be above 0, or the "
-      "adapter would change nothing."
-    )
-  if not 0 <= lora.dropout < 1:
-    raise UserError(
-      f"config.model.lora.dropout is {lora.dropout}; it must be at least 0 and "
-      "below 1."
-    )
-  if not (lora.rank or lora.path) and lora != Lora():
-    raise UserError(
-      "config.model.lora is given without a rank, and without one all weights "
-      "would train. Set config.model.lora.rank, for example to 16."
-    )
 
 
 def _get(config: Any, key: str) -> Any:

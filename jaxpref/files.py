@@ -1,10 +1,14 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and Python files that users name."""
 
 from collections.abc import Iterator
 import contextlib
+import importlib.util
 import os
 import pathlib
+import types
 import uuid
+
+from jaxpref.errors import UserError
 
 
 @contextlib.contextmanager
@@ -19,3 +23,32 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     os.replace(partial, path)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def import_file(path: str, told: str, defines: str) -> types.ModuleType:
+  """The module that a Python file is.
+
+  Args:
+    path: the file.
+    told: what named it, for errors.
+    defines: what it must define.
+
+  Raises UserError where there is no such file, or it cannot be run.
+  """
+  if not pathlib.Path(path).is_file():
+    raise UserError(
+      f"{told}: there is no such file. Give a Python file with {defines}()."
+    )
+  spec = importlib.util.spec_from_file_location("jaxpref_file_given", path)
+  if spec is None or spec.loader is None:
+    raise UserError(f"{told}: not a Python file.")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except Exception as error:  # whatever the file does
+    raise UserError(
+      f"{told}: the file cannot be run: {type(error).__name__}: {error}."
+    ) from error
+  if not hasattr(module, defines):
+    raise UserError(f"{told}: the file defines no {defines}().")
+  return module
