@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import json
-import os
 import pathlib
 import shlex
 from typing import Any
 
 import jinja2
 
+from jaxpref.files import replacing
 from jaxpref.report.curves import curves
 from jaxpref.report.numbers import number
 from jaxpref.report.read import (
@@ -62,10 +62,9 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     f"--config={shlex.quote(str(workdir / 'rerun.py'))} --workdir=NEW_FOLDER",
   )
   target = workdir / "report.html"
-  temporary = workdir / ".report.html.tmp"
-  # A lone surrogate, which JSON can hold, has no UTF-8.
-  temporary.write_text(page, encoding="utf-8", errors="replace")
-  os.replace(temporary, target)
+  with replacing(target) as partial:
+    # A lone surrogate, which JSON can hold, has no UTF-8.
+    partial.write_text(page, encoding="utf-8", errors="replace")
   return target
 
 

@@ -1,6 +1,5 @@
 """The findings as one self-contained HTML page."""
 
-import os
 import pathlib
 from typing import Any
 
@@ -10,6 +9,7 @@ from jaxpref.data.inspect.charts import histograms
 from jaxpref.data.inspect.measure import Findings
 from jaxpref.data.inspect.spans import spans
 from jaxpref.data.inspect.tables import sections
+from jaxpref.files import replacing
 
 _REFUSALS_SHOWN = 20
 
@@ -44,7 +44,6 @@ def write_page(
     refusals=found.refusals[:_REFUSALS_SHOWN],
     refused=len(found.refusals),
   )
-  temporary = file.with_name(f".{file.name}.tmp")
-  # A lone surrogate, which JSON can hold, has no UTF-8.
-  temporary.write_text(page, encoding="utf-8", errors="replace")
-  os.replace(temporary, file)
+  with replacing(file) as partial:
+    # A lone surrogate, which JSON can hold, has no UTF-8.
+    partial.write_text(page, encoding="utf-8", errors="replace")
