@@ -202,11 +202,8 @@ def _better_nll(views: Views) -> Term:
 
 
 def _pair_metrics(views: Views, loss: Callable[..., Any], beta: float) -> Terms:
-  pairs = views.batch.comparisons
-  told = pairs.valid & (pairs.preference != 0.5)  # a tie has no better one
-
   def mean(x: Array) -> Term:
-    return sum_valid(x.astype(jnp.float32), told)
+    return sum_valid(x.astype(jnp.float32), views.told)
 
   what = _rewarded(views, loss)
   chosen, rejected = (beta * views[f"{x}_{what}"] for x in _SIDES)

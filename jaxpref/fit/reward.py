@@ -101,7 +101,7 @@ class RewardViews(Views):
 
 def _metrics(views: RewardViews, loss: Callable[..., Any]) -> Terms:
   def mean(x: Array) -> Any:
-    return sum_valid(x.astype(jnp.float32), views.batch.comparisons.valid)
+    return sum_valid(x.astype(jnp.float32), views.told)
 
   chosen, rejected = views["chosen_reward"], views["rejected_reward"]
   metrics = {

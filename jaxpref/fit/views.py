@@ -76,6 +76,12 @@ class Views:
     return self.batch.slot < slots.valid.shape[0]
 
   @property
+  def told(self) -> Bool[Array, "pairs"]:
+    """Which comparisons have a better response, and are no tie."""
+    pairs = self.batch.comparisons
+    return pairs.valid & (pairs.preference != 0.5)
+
+  @property
   def units(self) -> Array:
     """Which values of the loss are no padding; a list has two items or more."""
     valid = self.valid
