@@ -20,10 +20,10 @@ SIZES = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_torch() -> Callable[..., Any]:
-  """make_torch(**config) -> LlamaForCausalLM or a relative, float32."""
-  return random_torch
+  """make_torch("qwen3", **config) -> a Qwen3ForCausalLM in float32."""
+  return _random_torch
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def folder_of(tmp_path: pathlib.Path) -> Callable[[Any], pathlib.Path]:
   return save
 
 
-def random_torch(model_type: str = "llama", **given: Any) -> Any:
+def _random_torch(model_type: str = "llama", **given: Any) -> Any:
   config = transformers.AutoConfig.for_model(
     model_type, **{**SIZES, **_copy(given)}
   )

@@ -27,7 +27,6 @@ from jaxpref.models.llama.weights import weights
 from jaxpref.ops.attention import padded_attention
 from jaxpref.ops.rope import Rope
 from jaxpref.types import Comparisons, Lists, Slots, TextBatch
-from tests.models.conftest import random_torch
 
 # Sizes are the same for all where they can be, so that operations are compiled
 # once. Caps and scales bite, bases of RoPE turn within a few tokens, and the
@@ -90,8 +89,8 @@ class Case(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request, tmp_path_factory):
-  model = random_torch(request.param, **COMMON, **CASES[request.param])
+def case(request, make_torch, tmp_path_factory):
+  model = make_torch(request.param, **COMMON, **CASES[request.param])
   folder = tmp_path_factory.mktemp(request.param)
   model.save_pretrained(folder)
   config = read_config(folder)
