@@ -1,6 +1,7 @@
 """What every test shares: 8 host devices, strict numerics, real material."""
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import json
 import os
 import pathlib
@@ -172,6 +173,31 @@ def sdxl_folder(
     ),
   ).save_pretrained(folder)
   return folder
+
+
+@pytest.fixture(scope="session")
+def make_corpus(
+  tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[int], pathlib.Path]:
+  """make_corpus(24) -> the simulated stories, with 24 comparisons."""
+  from jaxpref.data import simulated
+
+  @functools.cache
+  def make(num_comparisons: int) -> pathlib.Path:
+    return simulated.write_corpus(
+      tmp_path_factory.mktemp("simulated") / "corpus",
+      num_stories=50,
+      num_comparisons=num_comparisons,
+      seed=0,
+    )
+
+  return make
+
+
+@pytest.fixture
+def own_cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  """A cache folder that no other test has written to."""
+  monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache"))
 
 
 class Launch:

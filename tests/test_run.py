@@ -11,24 +11,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxpref import config
-from jaxpref.data import simulated
 from jaxpref.errors import UserError
 from jaxpref.fit.cached_reference import CachedReference
 from jaxpref.fit.metrics import RunLog, read_metrics
 from jaxpref.run import run
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("simulated") / "corpus"
-  return simulated.write_corpus(
-    folder, num_stories=50, num_comparisons=24, seed=0
-  )
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-  monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache"))
+def corpus(make_corpus):
+  return make_corpus(24)
 
 
 @pytest.fixture

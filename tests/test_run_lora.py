@@ -9,7 +9,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxpref import config
-from jaxpref.data import simulated
 from jaxpref.errors import UserError
 from jaxpref.fit import reference
 from jaxpref.fit.metrics import read_metrics
@@ -17,20 +16,14 @@ from jaxpref.models.adapter import CONFIG, TENSORS
 from jaxpref.models.source import Source
 from jaxpref.run import run
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 LORA = {"rank": 2, "alpha": 8.0}
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("simulated") / "corpus"
-  return simulated.write_corpus(
-    folder, num_stories=50, num_comparisons=24, seed=0
-  )
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-  monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache"))
+def corpus(make_corpus):
+  return make_corpus(24)
 
 
 @pytest.fixture

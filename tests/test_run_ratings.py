@@ -8,7 +8,6 @@ from pyarrow import parquet
 import pytest
 
 from jaxpref import config
-from jaxpref.data import simulated
 from jaxpref.errors import UserError
 from jaxpref.fit.metrics import read_metrics
 from jaxpref.run import run
@@ -20,21 +19,17 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
+def tokenizer(make_corpus, tmp_path_factory):
   """The simulated corpus's, with a chat template."""
-  root = tmp_path_factory.mktemp("simulated")
-  corpus = simulated.write_corpus(
-    root / "corpus", num_stories=50, num_comparisons=4, seed=0
-  )
-  shutil.copytree(corpus / "tokenizer", root / "tokenizer")
-  (root / "tokenizer/chat_template.jinja").write_text(TEMPLATE)
-  return str(root / "tokenizer")
+  folder = tmp_path_factory.mktemp("chat") / "tokenizer"
+  shutil.copytree(make_corpus(4) / "tokenizer", folder)
+  (folder / "chat_template.jinja").write_text(TEMPLATE)
+  return str(folder)
 
 
 @pytest.fixture
-def start(tokenizer, tmp_path, monkeypatch):
+def start(tokenizer, own_cache, tmp_path):
   """start(path, "dpo", stages, **pair section) runs, up to 4 steps."""
-  monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache"))
 
   def made(path, loss, stages=("prepare",), **pair):
     arch = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -12,28 +12,22 @@ import torch
 import transformers
 
 from jaxpref import config
-from jaxpref.data import simulated
 from jaxpref.errors import UserError
 from jaxpref.fit.metrics import read_metrics
 from jaxpref.run import run
 
 # PEFT asks transformers for it by its older name.
-pytestmark = pytest.mark.filterwarnings(
-  "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
-)
+pytestmark = [
+  pytest.mark.usefixtures("own_cache"),
+  pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+  ),
+]
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("simulated") / "corpus"
-  return simulated.write_corpus(
-    folder, num_stories=50, num_comparisons=80, seed=0
-  )
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-  monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache"))
+def corpus(make_corpus):
+  return make_corpus(80)
 
 
 @pytest.fixture
