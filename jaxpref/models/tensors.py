@@ -226,7 +226,7 @@ def check_table(
       "describes a model without them. Correct config.json, or choose a plain "
       "model of its kind."
     )
-  for name in shapes.keys() & tensors.keys():
+  for name in sorted(shapes.keys() & tensors.keys()):
     shape = shapes[name]
     path, given = tensors[name].path, tensors[name].slice()
     if tuple(given.get_shape()) != shape:
