@@ -49,7 +49,7 @@ class Model:
   # A shape by keys of config.json, or the name of a `preset` and what differs.
   arch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   dtype: str = "auto"  # of compute: bfloat16 on accelerators, float32 on CPU
-  param_dtype: str = "float32"  # bfloat16 is for weights below an adapter
+  param_dtype: str = "float32"  # others are for weights below an adapter
   remat: str = "nothing_saveable"  # a jax.checkpoint policy; '' = keep all
   attention: str = "auto"  # what computes it: auto | xla | cudnn | splash
   head_block: int = 2048  # vocabulary entries scored at a time
@@ -186,7 +186,7 @@ class Config:
 CHOICES: dict[str, tuple[str, ...]] = {
   "model.family": ("llama", "sdxl"),
   "model.dtype": ("auto", "float32", "bfloat16"),
-  "model.param_dtype": ("float32", "bfloat16"),
+  "model.param_dtype": ("float32", "bfloat16", "int8", "nf4"),
   "model.attention": ("auto", "xla", "cudnn", "splash"),
   "reference.mode": ("auto", "live", "cached", "base", "none"),
   "reference.fill": ("before", "during"),

@@ -29,6 +29,7 @@ RULES: dict[str, Any] = {
   "image": None,  # channels of pixels or latents: few
   "features": None,  # of a kernel whose other channels are cut already
   "halves": None,  # of a gated feed-forward: the value, the gate
+  "tiles": None,  # of quantized kernels
   "reward": None,  # axes of a reward head
   "rank": None,  # of an adapter: too small to be worth cutting
 }

@@ -141,6 +141,27 @@ def test_a_base_kept_in_bfloat16(build, tmp_path):
   assert not (tmp_path / "full").exists()
 
 
+def test_a_quantized_base(build, tmp_path, capsys):
+  """It is the reference too, and its run goes on."""
+  model, losses = {"param_dtype": "nf4"}, {}
+  for mode in ("base", "cached"):
+    workdir = tmp_path / mode
+    assert run(build(LORA, model=model, reference={"mode": mode}), workdir)
+    losses[mode] = _losses(workdir)
+  # Measured: 0.0.
+  np.testing.assert_allclose(losses["cached"], losses["base"], atol=1e-5)
+  assert losses["base"][0] == pytest.approx(math.log(2.0), abs=1e-6)
+  assert np.ptp(losses["base"]) > 0.03
+  capsys.readouterr()
+  longer = build(LORA, model=model, train={"steps": 5})
+  assert run(longer, tmp_path / "cached")
+  assert "Resuming after step 4." in capsys.readouterr().out
+  weights = load_file(tmp_path / "cached" / "export" / "model.safetensors")
+  assert {str(x.dtype) for x in weights.values()} == {"bfloat16"}
+  factors = load_file(tmp_path / "cached" / "adapter" / TENSORS)
+  assert {str(x.dtype) for x in factors.values()} == {"float32"}
+
+
 def test_to_go_on_from_an_adapter(build, adapter, tmp_path):
   """The reference is the model with it, or with mode=base without."""
   given = {"path": str(adapter)}

@@ -73,7 +73,7 @@ class CachedReference:
       version=_VERSION,
       weights=weights,
       dtype=dtype,
-      param_dtype=str(jax.tree.leaves(whole.shapes)[0].dtype),
+      param_dtype=whole.storage,
       platform=platform,
       attention=resolve_backend(definition.attention, platform),
     )

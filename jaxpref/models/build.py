@@ -21,6 +21,7 @@ from jaxpref.models.lora import (
   find_targets,
   give_dropout_keys,
 )
+from jaxpref.models.quantized import KINDS, quantize_layers
 from jaxpref.models.sdxl.clip_config import ClipTextConfig, ClipVisionConfig
 from jaxpref.models.sdxl.clip_text import ClipText
 from jaxpref.models.sdxl.clip_vision import ClipVision
@@ -73,13 +74,14 @@ class Definition(NamedTuple):
   attention: str = "auto"  # the back end, see `ops.attention`
   targets: tuple[Path, ...] = ()  # the layers that have an adapter
   rewards: tuple[str, ...] = ()  # names of what a reward head gives
+  storage: str = "float32"  # of the base's parameters, see `define`
 
 
 def define(
   config: Any,
   *,
   dtype: DTypeLike,
-  param_dtype: DTypeLike = "float32",
+  param_dtype: str = "float32",
   remat: str = "nothing_saveable",
   attention: str = "auto",
   lora: Lora = Lora(),  # noqa: B008
@@ -90,7 +92,8 @@ def define(
   Args:
     config: sizes of the model, of a type in `_FAMILIES`.
     dtype: of activations.
-    param_dtype: of parameters; an adapter's are float32.
+    param_dtype: of parameters; an adapter's are float32. 'int8' and 'nf4'
+      quantize the kernels of the layers, and the rest is bfloat16.
     remat: name of a jax.checkpoint policy, '' to keep all activations.
     attention: the back end of packed rows, see `ops.attention`.
     lora: the adapter; none where the rank is 0.
@@ -125,21 +128,21 @@ def define(
     *_parts(model, nnx.Param),
     attention=attention,
     rewards=rewards,
+    storage=param_dtype,
   )
   if not lora.rank:
     return base
   targets = tuple(lora_targets(base, lora))
   adapted = functools.partial(make, lora=lora, targets=targets)
   model = nnx.eval_shape(lambda: adapted(rngs=nnx.Rngs(params=0)))
-  return Definition(
-    config,
-    base.table,
-    *_parts(model, _BESIDE),
-    lora,
-    base,
-    attention,
-    targets,
-    rewards,
+  graphdef, shapes, axes = _parts(model, _BESIDE)
+  return base._replace(
+    graphdef=graphdef,
+    shapes=shapes,
+    axes=axes,
+    lora=lora,
+    base=base,
+    targets=targets,
   )
 
 
@@ -170,8 +173,6 @@ def init_params(
   Factors of an adapter: see `models.lora`; reward heads: `models.heads`.
   """
   config, lora = definition.config, definition.lora
-  whole = definition.base or definition
-  dtype = jax.tree.leaves(whole.shapes)[0].dtype
 
   def make(key: jax.Array) -> Params:
     model = _make(
@@ -180,8 +181,8 @@ def init_params(
       lora=lora,
       targets=definition.targets,
       rewards=definition.rewards,
-      dtype=dtype,
-      param_dtype=dtype,
+      dtype="float32",
+      param_dtype=definition.storage,
       remat="",
     )
     # With an adapter, the compiler drops the rest of the model again.
@@ -214,9 +215,14 @@ def _make(
   lora: Lora = Lora(),  # noqa: B008
   targets: Sequence[Path] = (),
   rewards: tuple[str, ...],
+  param_dtype: str,
   **options: Any,
 ) -> nnx.Module:
+  quantized = param_dtype in KINDS
+  options["param_dtype"] = "bfloat16" if quantized else param_dtype
   model: Any = _FAMILIES[type(config)].make(config, rngs=rngs, **options)
+  if quantized:
+    quantize_layers(model, param_dtype)
   add_adapters(model, targets, lora, rngs)
   if rewards:
     model.score = RewardHead(config.hidden_size, len(rewards))

@@ -11,12 +11,14 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import numpy as np
 
 from jaxpref.errors import UserError
 from jaxpref.models.build import Definition
 from jaxpref.models.heads import to_classifier
 from jaxpref.models.lora import merged_kernel
+from jaxpref.models.quantized import whole_kernel
 from jaxpref.models.stream import write_safetensors
 from jaxpref.models.tensors import Files
 from jaxpref.models.weights import at
@@ -55,6 +57,8 @@ def save_pretrained(
     definition: what `params` are of.
     params: arrays, sharded or not; written in their own dtype. Those of an
       adapter are added to the weights that they change, and rounded to theirs.
+      Quantized ones are written as the bfloat16 that they stand for, which is
+      what trained, and not as the weights that they were made of.
     tokenizer_folder: where tokenizer files (and generation_config.json, if
       there is one) are copied from.
     pad_token: of a reward model, see `heads.to_classifier`; its tokenizer
@@ -161,6 +165,8 @@ def _tensors(
     if weight.path[-1] == "kernel" and "lora_a" in layer:
       # One at a time: a copy of all would be a second model.
       leaf = merged_kernel(layer, definition.lora, stacked=weight.stacked)
+    elif weight.path[-1] == "kernel":
+      leaf = whole_kernel(layer, jnp.bfloat16)
     array = gather(leaf).astype(dtype, copy=False)
     for number in range(len(array) if weight.stacked else 1):
       part = array[number] if weight.stacked else array

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Float32, Int32
 
+from jaxpref.models.quantized import dequantize
 from jaxpref.sharding import constrain
 
 Init = Callable[[jax.Array, Sequence[int], DTypeLike], jax.Array]
@@ -87,8 +88,13 @@ class Linear(nnx.Module):
     self.num_inputs = len(inputs)
     self.dtype = dtypes.compute
 
+  kernel_scale: nnx.Param  # there only where the kernel is quantized
+
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    kernel = self.kernel[...].astype(self.dtype)
+    kernel = self.kernel[...]
+    if hasattr(self, "kernel_scale"):
+      kernel = dequantize(kernel, self.kernel_scale[...])
+    kernel = kernel.astype(self.dtype)
     y = jnp.tensordot(x.astype(self.dtype), kernel, axes=self.num_inputs)
     return y if self.bias is None else y + _lift(self.bias, y)
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 from jaxpref import config
 from jaxpref.errors import UserError
 from jaxpref.models.layers import Linear
+from jaxpref.models.quantized import whole_kernel
 from jaxpref.types import Params
 
 Path = tuple[str, ...]
@@ -46,6 +47,8 @@ class LoraLinear(Linear):
   ):
     self.kernel, self.bias = replaced.kernel, replaced.bias
     self.num_inputs, self.dtype = replaced.num_inputs, replaced.dtype
+    if hasattr(replaced, "kernel_scale"):
+      self.kernel_scale = replaced.kernel_scale
     axes, shape = self.kernel.get_metadata()["axes"], self.kernel.shape
     first = 1 if axes[0] == "layers" else 0
     split = first + self.num_inputs
@@ -176,7 +179,10 @@ def overlay(base: Params, factors: Params) -> dict[str, Any]:
 def merged_kernel(
   layer: Params, settings: config.Lora, *, stacked: bool
 ) -> Float[Array, "..."]:
-  """kernel + scaling a b of one layer's parameters, in the kernel's dtype."""
+  """kernel + scaling a b of one layer's parameters, in the kernel's dtype.
+
+  That of a quantized kernel is bfloat16.
+  """
 
   def merge(kernel: Array, a: Array, b: Array) -> Array:
     change = scaling(settings) * jnp.tensordot(a, b, axes=1)
@@ -184,7 +190,8 @@ def merged_kernel(
 
   merge = jax.jit(jax.vmap(merge) if stacked else merge)
   with jax.default_matmul_precision("highest"):
-    return merge(layer["kernel"], layer["lora_a"], layer["lora_b"])
+    kernel = whole_kernel(layer, jnp.bfloat16)
+    return merge(kernel, layer["lora_a"], layer["lora_b"])
 
 
 def _adapters(model: nnx.Module) -> Iterator[tuple[LoraLinear, int]]:

@@ -108,7 +108,7 @@ def read_definition(
   if settings.param_dtype != "float32" and not settings.lora.rank:
     raise UserError(
       f"config.model.param_dtype is {settings.param_dtype!r}, and all weights "
-      "train: updates of less than 0.4 % would be lost. Set it to float32 (the "
+      "train: small updates would be lost to rounding. Set it to float32 (the "
       "compute is config.model.dtype's), or train an adapter by "
       "config.model.lora.rank."
     )

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import safetensors
 
 from jaxpref.errors import UserError
 from jaxpref.models.build import Definition
+from jaxpref.models.quantized import quantize_each
 from jaxpref.models.weights import Weight, at
 from jaxpref.types import Params
 
@@ -113,6 +115,8 @@ def load_table(
     if weight.optional and weight.name not in tensors:
       zeros = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
       place[weight.path[-1]] = zeros
+    elif not jnp.issubdtype(leaf.dtype, jnp.floating):
+      place |= _load_quantized(tensors, weight, shapes, shardings)
     else:
       place[weight.path[-1]] = load_leaf(tensors, weight, leaf, sharding)
   return params
@@ -278,6 +282,26 @@ def load_leaf(
   return jax.make_array_from_callback(
     leaf.shape, sharding, lambda index: shards[_ends(index, leaf.shape)]
   )
+
+
+def _load_quantized(
+  tensors: Mapping[str, Tensor],
+  weight: Weight,
+  shapes: Mapping[str, Any],
+  shardings: Any,
+) -> dict[str, jax.Array]:
+  """A kernel and its scales; one layer at a time is held as it was."""
+  like = at(shapes, weight.path[:-1])
+  places = None if shardings is None else at(shardings, weight.path[:-1])
+  sharding = None
+  if places is not None:
+    stacked = places["kernel"]
+    sharding = NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
+  layers, *shape = like["kernel"].shape
+  leaf = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+  rows = (weight._replace(name=weight.name.format(n)) for n in range(layers))
+  kernels = (load_leaf(tensors, row, leaf, sharding) for row in rows)
+  return quantize_each(kernels, like, places)
 
 
 def _ends(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

@@ -9,6 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+from jax.dtypes import itemsize_bits
 import optax
 
 from jaxpref import chips
@@ -110,10 +111,11 @@ def measure(job: Job, mesh: jax.sharding.Mesh) -> Measured:
 
 def shard_bytes(shapes: Any) -> int:
   """What one device holds of arrays that know where they lie."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  bits = sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * itemsize_bits(x.dtype)
     for x in jax.tree.leaves(shapes)
   )
+  return -(-bits // 8)
 
 
 class _Sizes(NamedTuple):

@@ -70,7 +70,8 @@ def what_to_turn(settings: config.Config, measured: Measured) -> list[str]:
   if not model.lora.rank:
     staying.append(
       "config.model.lora.rank=16 trains an adapter, without optimizer state "
-      "for the weights (then config.model.param_dtype=bfloat16 halves them)"
+      "for the weights (then config.model.param_dtype=bfloat16 halves them, "
+      "and int8 once more)"
     )
   staying.append("more chips share what stays")
   return staying + passing if 2 * state > memory.total else passing + staying

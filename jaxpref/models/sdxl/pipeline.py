@@ -60,7 +60,7 @@ def open_pipeline(
   folder: str | pathlib.Path,
   *,
   dtype: DTypeLike = "float32",
-  param_dtype: DTypeLike = "float32",
+  param_dtype: str = "float32",
   remat: str = "nothing_saveable",
   variant: str = "",
 ) -> Pipeline:
@@ -116,7 +116,7 @@ def load_pipeline(
   shardings: Mapping[str, Any] | None = None,
   *,
   dtype: DTypeLike = "float32",
-  param_dtype: DTypeLike = "float32",
+  param_dtype: str = "float32",
   remat: str = "nothing_saveable",
   variant: str = "",
 ) -> tuple[Pipeline, dict[str, Params]]:

@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxpref.models.layers import Linear
 from jaxpref.models.lora import Path
+from jaxpref.models.quantized import SCALE
 from jaxpref.models.sdxl.clip_config import ClipTextConfig
 from jaxpref.models.sdxl.layers import Conv
 from jaxpref.models.weights import Weight
@@ -47,7 +48,7 @@ def clip_weights(config: Any, model: nnx.Module) -> list[Weight]:
 def table(
   model: nnx.Module, rename: Callable[[Path], list[str]]
 ) -> list[Weight]:
-  """A row for each parameter.
+  """A row for each parameter; scales of quantized ones are in no file.
 
   Args:
     model: a module, arrays or shapes in it.
@@ -56,7 +57,7 @@ def table(
   rows = {}
   for path, layer in nnx.iter_graph(model):
     for kind, leaf in vars(layer).items() if _is_layer(layer) else ():
-      if isinstance(leaf, nnx.Param):
+      if isinstance(leaf, nnx.Param) and kind != SCALE:
         full = (*map(str, path), kind)
         name = ".".join([*rename(full[:-1]), _KINDS.get(kind, kind)])
         shape, transposed = _file_shape(layer, kind, leaf)

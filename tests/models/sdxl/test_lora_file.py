@@ -13,6 +13,7 @@ from jaxpref.config import Lora
 from jaxpref.errors import UserError
 from jaxpref.models.build import bind, define, init_params
 from jaxpref.models.lora import overlay
+from jaxpref.models.quantized import SCALE, whole_kernel
 from jaxpref.models.sdxl.lora_file import (
   FILE,
   TARGETS,
@@ -73,6 +74,37 @@ def test_diffusers_reads_ours_and_the_merged_weights(ours, tmp_path):
   save_part(tmp_path / "merged", definition, weights)
   merged = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "merged")
   np.testing.assert_allclose(mine, _torch(merged), atol=1e-4)
+
+
+def _stands_for(part):
+  """Parameters with what quantized kernels stand for, in float32."""
+  found = {
+    name: _stands_for(each) if isinstance(each, dict) else jnp.float32(each)
+    for name, each in part.items()
+    if name != SCALE
+  }
+  if SCALE in part:
+    found["kernel"] = whole_kernel(part, jnp.float32)
+  return found
+
+
+def test_over_quantized_weights(ours):
+  """Those of the blocks; convolutions stay whole."""
+  folder, definition, base, factors = ours
+  config, lora = definition.config, definition.lora
+  quantized = define(config, dtype="float32", param_dtype="int8", lora=lora)
+  small = load_part(folder, quantized.base)
+  conv = small["down_blocks"]["1"]["resnets"]["0"]["conv1"]["kernel"]
+  assert conv.dtype == jnp.bfloat16
+  both = _stands_for(small), base
+  for x, y in zip(*map(jax.tree.leaves, both), strict=True):
+    np.testing.assert_allclose(x, y, atol=0.02)  # measured: X
+  weights = overlay(small, factors)
+  run = lambda *inputs, classes: bind(quantized, weights)(
+    *inputs, class_labels=classes
+  )
+  out = jax.eval_shape(run, LATENTS, TIME, CONTEXT, classes=CLASSES)
+  assert out.shape == LATENTS.shape
 
 
 def test_ours_comes_back(ours, tmp_path):
