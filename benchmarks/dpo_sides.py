@@ -4,7 +4,7 @@
 
 Flags: model (a folder), rows and tokens (JSONL of the same comparisons),
 reference (cached or live), max_length, steps, batch_size, beta, learning_rate,
-remat. Prints one JSON object: seconds and processor seconds of each step, peak
+remat, buckets. Prints one JSON object: seconds and processor seconds of each step, peak
 memory and losses.
 """
 
@@ -62,6 +62,7 @@ def run_jaxpref(flags: argparse.Namespace) -> dict[str, Any]:
       "data": {
         "path": flags.rows,
         "batch_size": flags.batch_size,
+        "buckets": flags.buckets,
         "max_length": flags.max_length,
         "shuffle": False,
         "max_rejected": 1.0,

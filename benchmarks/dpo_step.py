@@ -6,9 +6,10 @@
 Each side trains in a process of its own, in turn, `--repeat` times: the same
 weights, the same comparisons in the same order, float32, the same AdamW, with
 log-probs of the reference computed before training (`cached`) or beside it
-(`live`). The rate is that of the median step, the first two left out (they
-compile). One JSON object goes to stdout, with the loss curves, which must
-agree. Processor seconds are given too: on a busy machine they move less.
+(`live`). The first half of the steps compiles; the rate is that of the second
+half, with `--steps` 20 the same 80 comparisons once more. One JSON object goes
+to stdout, with the loss curves, which must agree. Processor seconds are given
+too: on a busy machine they move less.
 
 Without --data the comparisons are simulated stories; `--model random` is a
 Llama of 58 million random parameters with the tokenizer of `--tokenizer`.
@@ -38,7 +39,6 @@ RANDOM = {
   "eos_token_id": 2,
 }
 SHARED = {"batch_size": 8, "beta": 0.1, "learning_rate": 1e-4}
-WARM_UP = 2  # steps left out
 OURS = "jaxpref"
 
 
@@ -68,7 +68,9 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--remat", default="dots_with_no_batch_dims_saveable",
                       help="ours; see config.model")  # fmt: skip
   parser.add_argument("--max-length", type=int, default=512)
-  parser.add_argument("--steps", type=int, default=10)
+  parser.add_argument("--steps", type=int, default=20)
+  parser.add_argument("--buckets", type=int, default=4,
+                      help="ours; see config.data")  # fmt: skip
   parser.add_argument("--repeat", type=int, default=2)
   return parser.parse_args()
 
@@ -111,6 +113,7 @@ def _make_inputs(
     "tokens": str(tokens),
     "reference": flags.reference,
     "remat": flags.remat,
+    "buckets": flags.buckets,
     "max_length": flags.max_length,
     "steps": flags.steps,
   }
@@ -177,9 +180,10 @@ def _in_process(
   )
   result = json.loads(done.stdout.splitlines()[-1])
   for name in ("step_seconds", "processor_seconds"):
-    result[f"median_{name}"] = statistics.median(result[name][WARM_UP:])
+    late = result[name][-(flags.steps // 2) :]
+    result[f"mean_{name}"] = statistics.mean(late)
   pairs = SHARED["batch_size"]
-  result["pairs_per_second"] = pairs / result["median_step_seconds"]
+  result["pairs_per_second"] = pairs / result["mean_step_seconds"]
   return result
 
 
@@ -201,8 +205,8 @@ def _compare(
 
     losses = [each[0]["losses"] for each in results.values()]
     summary |= {
-      "speed_ratios": ratios("median_step_seconds"),
-      "processor_ratios": ratios("median_processor_seconds"),
+      "speed_ratios": ratios("mean_step_seconds"),
+      "processor_ratios": ratios("mean_processor_seconds"),
       "memory_ratios": ratios("peak_rss_gib"),
       "largest_loss_difference": max(
         abs(a - b) for a, b in zip(*losses, strict=True)

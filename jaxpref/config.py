@@ -88,6 +88,7 @@ class Data:
   row_length: int = 4096  # tokens a packed row may hold
   rows_per_device: int = 1  # rows of one micro-batch on one device
   batch_size: int = 64  # prompts a step
+  buckets: int = 1  # shapes that steps are padded to; each is compiled
   shuffle: bool = True
   seed: int = 0
   epochs: int = 1
@@ -202,7 +203,7 @@ PATHS = (
 )  # fmt: skip
 POSITIVE = (
   "model.head_block", "data.max_length", "data.row_length",
-  "data.rows_per_device", "data.batch_size", "data.epochs", "train.log_every",
+  "data.rows_per_device", "data.batch_size", "data.buckets", "data.epochs", "train.log_every",
   "sample.per_prompt", "sample.max_new_tokens", "sample.steps",
 )  # fmt: skip
 

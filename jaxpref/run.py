@@ -361,6 +361,7 @@ def _make_steps(
     rows=data.rows_per_device * devices,
     row_length=data.row_length,
     share_prompts=data.share_prompts,
+    buckets=data.buckets,
   )
   if isinstance(train, Joined):
     order = mixture.mix(data, train)

@@ -38,7 +38,7 @@ def needed_shape(data: Prepared, packing: Packing) -> Shape:
   return Shape(
     micro_batches=len(packing),
     rows=len(packing[0]),
-    tokens=round_up(max(sum(p.size for p in row) for row in rows), 8),
+    tokens=round_up(max(sum(p.size for p in row) for row in rows), 16),
     sequences=tuple(round_up(max(rank), 4) for rank in ranks) or (8,),
     responses=round_up(max(scored), 8),
     slots=max(1, *(len(_slot_numbers(micro)) for micro in packing)),

@@ -8,6 +8,7 @@ resumed run goes on with the very next example.
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 
@@ -49,8 +50,9 @@ class Steps:
     kept: np.ndarray | None = None,
     num_steps: int = 0,
     order: Order | None = None,
+    buckets: int = 1,
   ):
-    """Looks ahead at the lengths and settles the shape of the arrays.
+    """Looks ahead at the lengths and settles the shapes of the arrays.
 
     Args:
       data: the tokenised examples.
@@ -63,6 +65,7 @@ class Steps:
       kept: which responses are computed; None = all.
       num_steps: how many steps the run has; 0 = one epoch.
       order: the examples of an epoch, in place of `shuffle` and `seed`.
+      buckets: the most shapes that the planned steps are padded to.
 
     Raises UserError if rows are too short.
     """
@@ -77,11 +80,16 @@ class Steps:
     self.kept = np.ones(len(data.label), bool) if kept is None else kept
     self._check_rows()
     self._order = functools.lru_cache(maxsize=2)(self.order)
-    self.shape = self._plan(min(self.num_steps, _PLANNED_STEPS))
+    self.shapes = self._plan(min(self.num_steps, _PLANNED_STEPS), buckets)
     self.packing = functools.lru_cache(maxsize=32)(self._packing)
 
   def __len__(self) -> int:
     return self.num_steps
+
+  @property
+  def shape(self) -> Shape:
+    """The largest of the shapes, which steps that fit no other are given."""
+    return self.shapes[-1]
 
   @property
   def see_all(self) -> bool:
@@ -127,8 +135,11 @@ class Steps:
 
   def _packing(self, step: int) -> tuple[Packing, Shape]:
     """What goes where in a step, and the shape of its arrays."""
-    packing = self._pack(step, self.shape.micro_batches)
-    need = batch.needed_shape(self.data, packing)
+    for shape in self.shapes:
+      packing = self._pack(step, shape.micro_batches)
+      need = batch.needed_shape(self.data, packing)
+      if shape.covers(need):
+        return packing, shape
     # A step that the plan did not foresee gets a shape of its own.
     return packing, _few_classes(self.shape.join(need))
 
@@ -166,14 +177,26 @@ class Steps:
           "config.data.rows_per_device."
         )
 
-  def _plan(self, count: int) -> Shape:
-    """One shape for the first `count` steps."""
-    fewest = max(len(self._pack(step)) for step in range(count))
-    needs = (
-      batch.needed_shape(self.data, self._pack(step, fewest))
-      for step in range(count)
-    )
-    return _few_classes(functools.reduce(Shape.join, needs))
+  def _plan(self, count: int, buckets: int) -> list[Shape]:
+    """Shapes for the first `count` steps, by the tokens that they compute."""
+    needs = [self._need(step) for step in range(count)]
+    sizes = [need.micro_batches * need.tokens for need in needs]
+    order = np.argsort([-size for size in sizes], kind="stable")
+    limits = merge_lengths([sizes[step] for step in order], buckets)
+    shapes = []
+    for _, group in itertools.groupby(
+      zip(order, limits, strict=True), key=lambda pair: pair[1]
+    ):
+      members = [int(step) for step, _ in group]
+      fewest = max(needs[step].micro_batches for step in members)
+      shape = functools.reduce(
+        Shape.join, (self._need(step, fewest) for step in members)
+      )
+      shapes.insert(0, _few_classes(shape))
+    return shapes
+
+  def _need(self, step: int, at_least: int = 1) -> Shape:
+    return batch.needed_shape(self.data, self._pack(step, at_least))
 
   def _pack(self, step: int, at_least: int = 1) -> Packing:
     return pack_fewest(

@@ -180,6 +180,12 @@ def _gradient(
     new, (kept, *told) = jax.grad(loss, has_aux=True)(state.params, kept, part)
     return (jax.tree.map(jnp.add, grads, new), kept), tuple(told)
 
+  if jax.tree.leaves(batch)[0].shape[0] == 1:  # no sums to begin at zero
+    part = jax.tree.map(lambda each: each[0], batch)
+    grads, (kept, *alone) = jax.grad(loss, has_aux=True)(
+      state.params, state.objective, part
+    )
+    return grads, kept, *alone
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   (grads, kept), told = jax.lax.scan(
     accumulate, (zeros, state.objective), batch
