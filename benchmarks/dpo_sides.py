@@ -4,8 +4,8 @@
 
 Flags: model (a folder), rows and tokens (JSONL of the same comparisons),
 reference (cached or live), max_length, steps, batch_size, beta, learning_rate,
-remat, buckets. Prints one JSON object: seconds and processor seconds of each step, peak
-memory and losses.
+remat, buckets. Prints one JSON object: seconds and processor seconds of each
+step, peak memory and losses.
 """
 
 import argparse

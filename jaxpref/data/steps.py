@@ -183,7 +183,7 @@ class Steps:
     sizes = [need.micro_batches * need.tokens for need in needs]
     order = np.argsort([-size for size in sizes], kind="stable")
     limits = merge_lengths([sizes[step] for step in order], buckets)
-    shapes = []
+    shapes: list[Shape] = []
     for _, group in itertools.groupby(
       zip(order, limits, strict=True), key=lambda pair: pair[1]
     ):
