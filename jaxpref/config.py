@@ -19,7 +19,7 @@ from typing import (
 
 import ml_collections
 
-from jaxpref.config_checks import check_lora, check_sources
+from jaxpref.config_checks import check_curriculum, check_lora, check_sources
 from jaxpref.errors import UserError, nearest
 from jaxpref.files import import_file
 
@@ -74,11 +74,23 @@ class Source:
 
 
 @_section
+class Curriculum:
+  """Comparisons from easy to hard; see jaxpref/data/curriculum.py."""
+
+  criterion: str = ""  # score_gap | length | FILE.py:FUNCTION; '' = off
+  stages: int = 1  # runs in a row, each on harder ones; 1 = an order within one
+  stage: int = -1  # only this one, from 0; -1 = all
+  per_prompt: bool = False  # cut each prompt's comparisons; else all together
+  refresh: bool = True  # a stage's reference is what the one before it trained
+
+
+@_section
 class Data:
   path: str = ""  # a file, a folder of files, a pattern (*.parquet), a URL
   format: str = "auto"
   # In place of both: several, by a name for each.
   sources: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+  curriculum: Curriculum = Curriculum()
   eval_path: str = ""
   eval_holdout: int = 0  # examples of `path` kept for evaluation
   max_length: int = 1024  # tokens of one prompt plus one response
@@ -400,6 +412,7 @@ def _check_values(config: Config) -> None:
     )
   check_lora(config.model.lora)
   check_sources(config.data)
+  check_curriculum(config)
   _check_stages(config)
 
 

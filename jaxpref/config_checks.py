@@ -31,6 +31,36 @@ def check_sources(data: Any) -> None:
     )
 
 
+def check_curriculum(config: Any) -> None:
+  """Raises UserError for stages that cannot follow each other."""
+  given = config.data.curriculum
+  if given.stages < 1 or not -1 <= given.stage < given.stages:
+    raise UserError(
+      f"config.data.curriculum has stages={given.stages} and stage="
+      f"{given.stage}; there must be at least one, and stage is one of them, "
+      "from 0, or -1 for all."
+    )
+  if not given.criterion and given != type(given)():
+    raise UserError(
+      "config.data.curriculum is given without a criterion, and without one "
+      "nothing is ordered. Set config.data.curriculum.criterion, for example "
+      "to score_gap."
+    )
+  if given.stages > 1 and config.model.lora.path:
+    raise UserError(
+      "config.model.lora.path names an adapter to start from, and each stage "
+      "of a curriculum starts a new one over the weights of the stage before. "
+      "Add the adapter to the weights first, or set "
+      "config.data.curriculum.stages=1."
+    )
+  if given.stages > 1 and not given.refresh and not config.model.path:
+    raise UserError(
+      "config.data.curriculum.refresh is False, so that all stages compare "
+      "with the model before training, and config.model.path is empty: random "
+      "weights are kept nowhere. Give a folder."
+    )
+
+
 def check_lora(lora: Any) -> None:
   """Raises UserError where `model.lora` is no adapter, nor switched off."""
   if lora.rank < 0:

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from jaxpref import config, pair, sharding
-from jaxpref.data import mixture
 from jaxpref.data import tokenizer as tokenizers
-from jaxpref.data.joined import Joined, join
-from jaxpref.data.order import one_source
+from jaxpref.data.curriculum import go_on_from, stage_settings, take_stage
+from jaxpref.data.joined import join
+from jaxpref.data.mixture import make_order
 from jaxpref.data.prepared import Prepared, prepare, split_holdout
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
@@ -76,6 +76,9 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
 
   Raises UserError for what the user can mend; nothing is half-written then.
   """
+  curriculum = settings.data.curriculum
+  if curriculum.stages > 1 and curriculum.stage < 0:
+    return _run_curriculum(settings, workdir)
   mesh = sharding.make_mesh(**dataclasses.asdict(settings.mesh))
   settings = _resolve(settings, mesh)
   workdir = workdir.expanduser().absolute()
@@ -205,6 +208,18 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   return True
 
 
+def _run_curriculum(settings: config.Config, workdir: pathlib.Path) -> bool:
+  """Runs each stage in a folder of its own, from what the one before made."""
+  workdir = workdir.expanduser().absolute()
+  for stage in range(settings.data.curriculum.stages):
+    folder = workdir / f"stage_{stage:03d}"
+    say(f"{folder.name}:")
+    if not run(stage_settings(settings, stage), folder):
+      return False
+    settings = go_on_from(settings, folder / "export")
+  return True
+
+
 def say(text: str) -> None:
   """Prints once, not once a process."""
   if jax.process_index() == 0:
@@ -254,12 +269,20 @@ def _prepare(
       "one of them."
     )
 
+  if data.curriculum.criterion and not compares(find_loss(settings.loss)):
+    raise UserError(
+      "config.data.curriculum orders comparisons, and the loss "
+      f"{settings.loss.name!r} makes none. Choose a loss of pairs."
+    )
+
   def read(path: str, format: str) -> Prepared:
     found = prepare(dataclasses.replace(data, format=format), path, folder)
     say(found.summary())
     found, told = pair.with_pairs(found, settings.pair)
     if told:
       say(told)
+    if data.curriculum.criterion:
+      found = found.by_comparison()
     return _usable(found, path, find_loss(settings.loss))
 
   def read_source(name: str) -> Prepared:
@@ -276,6 +299,9 @@ def _prepare(
   test = read(data.eval_path, data.format) if data.eval_path else None
   if data.eval_holdout:
     train, test = split_holdout(train, data.eval_holdout, data.seed)
+  if data.curriculum.stages > 1:
+    train, told = take_stage(train, data.curriculum)
+    say(told)
   if needs_mismatched(find_loss(settings.loss)):
     sizes = data.batch_size, data.max_length
     train = train.with_mismatched(*sizes)
@@ -363,12 +389,9 @@ def _make_steps(
     share_prompts=data.share_prompts,
     buckets=data.buckets,
   )
-  if isinstance(train, Joined):
-    order = mixture.mix(data, train)
-    say(mixture.told(order))
-  else:
-    seed = data.seed if data.shuffle else None
-    order = one_source(len(train), seed=seed)
+  order, told = make_order(data, train)
+  if told:
+    say(told)
   epoch = -(-len(order) // data.batch_size)
   steps = make(
     train,

@@ -1,6 +1,7 @@
 """Configs: what is given, cast, refused, and that all of it is read."""
 
 import ast
+import copy
 import dataclasses
 import inspect
 import pathlib
@@ -34,6 +35,10 @@ def _get(value, key):
 
 def _sources(**given):
   return {"data": {"sources": given}}
+
+
+def _curriculum(**given):
+  return {"data": {"curriculum": given}}
 
 
 def test_defaults_alone():
@@ -96,6 +101,21 @@ def test_configs_cannot_be_changed():
     (
       {"model": {"lora": {"targets": "q_proj", "rank": 0}}},
       r"lora is given without a rank.* Set config\.model\.lora\.rank",
+    ),
+    (_curriculum(stages=2), r"curriculum is given without a criterion"),
+    (_curriculum(criterion="length", stages=0), r"has stages=0 and stage=-1"),
+    (
+      _curriculum(criterion="length", stages=2, stage=2),
+      r"stages=2 and stage=2; .* from 0, or -1",
+    ),
+    (
+      _curriculum(criterion="length", stages=2, refresh=False),
+      r"refresh is False.*config\.model\.path is empty",
+    ),
+    (
+      _curriculum(criterion="length", stages=2)
+      | {"model": {"lora": {"path": "x"}}},
+      r"each stage of a curriculum starts a new one",
     ),
     (_sources(a=2), r"config\.data\.sources\.a is 2; it is a section"),
     (_sources(a={"pth": "x"}), r"data\.sources\.a\.pth\. Did you .* 'path'"),
@@ -189,14 +209,19 @@ def test_every_field_can_be_set(key):
     value = {"own": {"path": "x", "format": "hh", "weight": 0.5}}
   else:
     value = {"hidden_size": 8}
-  adapted = {"model": {"lora": {"rank": 4}}}
-  of_adapter = key.startswith("model.lora.")  # which is off without a rank
-  given = config.build(adapted if of_adapter else {})
-  tree = value
-  for name in reversed(key.split(".")):
-    tree = {name: tree}
-  if of_adapter:
-    tree["model"]["lora"].setdefault("rank", 4)
+  section, _, name = key.rpartition(".")
+  needed = {  # what is off without a key of its own
+    "model.lora": {"model": {"lora": {"rank": 4}}},
+    "data.curriculum": {
+      "data": {"curriculum": {"criterion": "length", "stages": 3}},
+      "model": {"path": "x"},
+    },
+  }.get(section, {})
+  given, tree = config.build(needed), copy.deepcopy(needed)
+  inner = tree
+  for part in section.split("."):
+    inner = inner.setdefault(part, {})
+  inner[name] = value
   built = config.build(tree)
   assert _get(config.to_dict(built), key) == value
   if known is None or len(known) > 1:

@@ -55,6 +55,7 @@ class Prepared:
   examples: np.ndarray | None = None  # which of the folder's; None = all
   mismatch: tuple[int, int] | None = None  # see `with_mismatched`
   pairing: Pairing | None = None  # None: the data's own comparisons
+  apart: bool = False  # see `by_comparison`
 
   def __len__(self) -> int:
     return len(self.prompt_lengths)
@@ -181,6 +182,14 @@ class Prepared:
       chosen = self.examples[chosen]
     return dataclasses.replace(self, examples=chosen)
 
+  def by_comparison(self) -> "Prepared":
+    """An example for each comparison: its prompt and its two responses.
+
+    Called before any examples are selected.
+    """
+    assert self.examples is None
+    return dataclasses.replace(self, apart=True)
+
   def with_mismatched(self, block: int, max_length: int) -> "Prepared":
     """Each prompt also gets the responses of another one, marked as such.
 
@@ -228,6 +237,7 @@ class Prepared:
     if self.examples is not None:
       whole = text.encode() + self.examples.tobytes()
       text = hashlib.sha256(whole).hexdigest()
+    text = f"{text}-apart" if self.apart else text
     return f"{text}-{self.mismatch}" if self.mismatch else text
 
   def summary(self) -> str:
@@ -279,6 +289,8 @@ class Prepared:
   @functools.cached_property
   def _view(self) -> Mapping[str, np.ndarray]:
     view = self._whole()
+    if self.apart:
+      view = _apart(view)
     if self.examples is not None:
       view = _select(view, self.examples)
     if self.mismatch is None:
@@ -376,6 +388,25 @@ def _borrow(
     "first_response": first + bounds,
     "better": own[view["better"]].astype(np.int32),
     "worse": own[view["worse"]].astype(np.int32),
+  }
+
+
+def _apart(view: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """An example for each comparison, the better of its two responses first."""
+  counts = np.diff(view["first_comparison"])
+  example = np.repeat(np.arange(len(counts)), counts)
+  responses = np.stack([view["better"], view["worse"]], axis=1).reshape(-1)
+  bounds = np.arange(len(example) + 1, dtype=np.int32)
+  return {
+    **{name: view[name][example] for name in _OF_EXAMPLES},
+    **{name: view[name][responses] for name in _OF_RESPONSES},
+    "scores": view["scores"][:, responses],
+    "preference": view["preference"],
+    "weight": view["weight"],
+    "better": 2 * bounds[:-1],
+    "worse": 2 * bounds[:-1] + 1,
+    "first_response": 2 * bounds,
+    "first_comparison": bounds,
   }
 
 

@@ -10,31 +10,32 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxpref import config
+from jaxpref.data.cache import Prepared
+from jaxpref.data.curriculum import difficulty
 from jaxpref.data.joined import Joined
-from jaxpref.data.order import Order
+from jaxpref.data.order import Order, one_source
 from jaxpref.errors import UserError
 
 
-def mix(data: config.Data, train: Joined) -> Order:
-  """The order of an epoch of `data.sources`.
+def make_order(data: config.Data, train: Prepared) -> tuple[Order, str]:
+  """The order of the examples, and what an epoch has of each source.
+
+  Args:
+    data: sources, curriculum, batch_size, shuffle and seed are read.
+    train: the examples, of one source or of several.
 
   Raises UserError for a source without examples, or with fewer than a step
   would take of it.
   """
-  counts = np.bincount(train.source, minlength=len(train.parts))
-  sizes = dict(zip(train.parts, counts.tolist(), strict=True))
-  for name, size in sizes.items():
-    if not size:
-      raise UserError(
-        f"config.data.sources.{name} has no example left to train on. Lower "
-        "config.data.eval_holdout, or give it more data."
-      )
-  weights = {name: data.sources[name].weight for name in sizes}
-  draws = draws_per_epoch(sizes, weights)
   seed = data.seed if data.shuffle else None
-  order = Order(train.source, draws, seed=seed)
+  criterion = data.curriculum.criterion
+  sorts = criterion and data.curriculum.stages == 1
+  rank = difficulty(train, criterion) if sorts else None
+  if not isinstance(train, Joined):
+    return one_source(len(train), seed=seed, rank=rank), ""
+  order = Order(train.source, _draws(data, train), seed=seed, rank=rank)
   _check_steps(order, data.batch_size)
-  return order
+  return order, _told(order)
 
 
 def draws_per_epoch(
@@ -59,7 +60,19 @@ def draws_per_epoch(
   }
 
 
-def told(order: Order) -> str:
+def _draws(data: config.Data, train: Joined) -> dict[str, int]:
+  counts = np.bincount(train.source, minlength=len(train.parts))
+  sizes = dict(zip(train.parts, counts.tolist(), strict=True))
+  for name, size in sizes.items():
+    if not size:
+      raise UserError(
+        f"config.data.sources.{name} has no example left to train on. Lower "
+        "config.data.eval_holdout, or give it more data."
+      )
+  return draws_per_epoch(sizes, {k: data.sources[k].weight for k in sizes})
+
+
+def _told(order: Order) -> str:
   """What an epoch has of each source, a line each."""
   return "\n".join(
     f"{name}: an epoch has {count:,} of its {size:,} examples "

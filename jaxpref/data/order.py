@@ -64,9 +64,11 @@ class Order:
     return [len(members) for members in self._members]
 
 
-def one_source(count: int, *, seed: int | None) -> Order:
+def one_source(
+  count: int, *, seed: int | None, rank: np.ndarray | None = None
+) -> Order:
   """Each of `count` examples once an epoch."""
-  return Order(np.zeros(count, int), {"": count}, seed=seed)
+  return Order(np.zeros(count, int), {"": count}, seed=seed, rank=rank)
 
 
 def turns(draws: list[int]) -> np.ndarray:

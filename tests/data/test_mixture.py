@@ -7,7 +7,7 @@ import pytest
 
 from jaxpref import config
 from jaxpref.data.joined import join
-from jaxpref.data.mixture import draws_per_epoch, mix, told
+from jaxpref.data.mixture import draws_per_epoch, make_order
 from jaxpref.data.order import Order, turns
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
@@ -25,7 +25,7 @@ def data(make_prepared):
 def _mix(data, batch_size=20, weights=SHARES, **given):
   sources = {name: {"path": "x", "weight": w} for name, w in weights.items()}
   tree = {"sources": sources, "batch_size": batch_size, **given}
-  return mix(config.build({"data": tree}).data, data)
+  return make_order(config.build({"data": tree}).data, data)[0]
 
 
 def test_an_epoch_has_every_example_and_the_shares():
@@ -88,7 +88,9 @@ def test_ranks_come_before_the_seed():
 
 
 def test_what_is_told(data):
-  assert told(_mix(data)).splitlines()[1] == (
+  weights = {name: {"path": "x", "weight": w} for name, w in SHARES.items()}
+  settings = config.build({"data": {"sources": weights}}).data
+  assert make_order(settings, data)[1].splitlines()[1] == (
     "own: an epoch has 38 of its 10 examples (3.8 times each), 30.4% of all."
   )
 

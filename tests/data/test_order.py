@@ -9,7 +9,7 @@ import pytest
 
 from jaxpref import config, sharding
 from jaxpref.data.joined import join
-from jaxpref.data.mixture import mix
+from jaxpref.data.mixture import make_order
 from jaxpref.data.steps import Steps
 from jaxpref.fit.put import put_batch
 
@@ -48,10 +48,11 @@ def _steps(data, hosts, **given):
   return Steps(data, rows=2 * hosts, **{**settings, **given})
 
 
-def _mix(data, **weights):
+def _mix(data, *, criterion="", **weights):
   sources = {name: {"path": "x", "weight": w} for name, w in weights.items()}
   tree = {"sources": sources, "batch_size": BATCH, "seed": 3}
-  return mix(config.build({"data": tree}).data, data)
+  tree["curriculum"] = {"criterion": criterion}
+  return make_order(config.build({"data": tree}).data, data)[0]
 
 
 def _seen(steps, batches, hosts):
@@ -98,14 +99,16 @@ def test_any_number_of_workers(data, threads):
 
 
 @pytest.mark.parametrize("then", [1, 4])
-@pytest.mark.parametrize("kind", ["one source", "mixture"])
+@pytest.mark.parametrize("kind", ["one source", "mixture", "curriculum"])
 def test_saved_by_two_hosts_and_resumed_by_others(data, mixed, kind, then):
   """Each example of both epochs once and only once, wherever it stopped."""
   stop = random.SystemRandom().randrange(1, STEPS)
   print(f"stopped after step {stop}")
   order = None
-  if kind == "mixture":
-    data, order = mixed, _mix(mixed, large=0, small=0)
+  if kind != "one source":
+    criterion = "length" if kind == "curriculum" else ""
+    data = mixed
+    order = _mix(mixed, criterion=criterion, large=0, small=0)
   begun, resumed, whole = (
     _steps(data, hosts, order=order) for hosts in (2, then, 1)
   )

@@ -1,0 +1,119 @@
+"""A curriculum's stages within this process, on simulated ratings."""
+
+import json
+import math
+
+import pytest
+
+from jaxpref import config
+from jaxpref.data import simulated
+from jaxpref.data.curriculum import go_on_from, stage_settings
+from jaxpref.errors import UserError
+from jaxpref.fit.metrics import RunLog, read_metrics
+from jaxpref.run import run
+
+STAGES = ("stage_000", "stage_001")
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+  """build({"refresh": False}) -> the config of two stages of two steps."""
+  monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache"))
+  corpus = simulated.write_corpus(
+    tmp_path / "corpus", num_stories=50, num_comparisons=8, seed=0
+  )
+  text = (corpus / "comparisons.jsonl").read_text()
+  rows = map(json.loads, text.splitlines())
+  rated = tmp_path / "rated.jsonl"
+  with rated.open("w") as file:
+    for row in rows:
+      texts = [row["chosen"], row["rejected"], row["rejected"] + " The end."]
+      answers = [
+        {"content": text, "scores": {"overall": score}}
+        for text, score in zip(texts, (5, 3, 1), strict=True)
+      ]
+      row = {"prompt": row["prompt"], "responses": answers}
+      file.write(json.dumps(row) + "\n")
+  arch = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+  def make(curriculum=None, loss="dpo") -> config.Config:
+    given = {"criterion": "score_gap", "stages": 2, "per_prompt": True}
+    return config.build(
+      {
+        "model": {
+          "tokenizer": str(corpus / "tokenizer"),
+          "arch": arch,
+          "remat": "",
+        },
+        "pair": {"rule": "best_rest"},
+        "data": {
+          "path": str(rated),
+          "curriculum": given | (curriculum or {}),
+          "batch_size": 4,
+          "max_length": 128,
+          "row_length": 512,
+        },
+        "loss": {"name": loss},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"checkpoint_every": 1},
+        "mesh": {"fsdp": 1},
+        "sample": {"num_prompts": 0},
+      }
+    )
+
+  return make
+
+
+def _losses(workdir):
+  return [
+    (line["step"], line["loss"])
+    for stage in STAGES
+    for line in read_metrics(workdir / stage)
+  ]
+
+
+def test_stages(build, tmp_path, monkeypatch, capsys):
+  """Each from ln 2; killed in the second, and run again."""
+  settings, whole = build(), tmp_path / "whole"
+  assert run(settings, whole)
+  said = capsys.readouterr().out
+  for stage, gap in enumerate((-4, -2)):
+    told = f"Stage {stage} of 2: 8 of 16 comparisons, score_gap from {gap} to"
+    assert told in said
+  losses = _losses(whole)
+  assert [step for step, _ in losses] == [1, 2, 1, 2]
+  # The policy is the reference, but for rounding: 3e-8 was seen.
+  for _, loss in losses[::2]:
+    assert loss == pytest.approx(math.log(2.0), abs=1e-6)
+
+  def killed(self, step, values):
+    nonlocal lines
+    lines += 1
+    if lines == 4:
+      raise KeyboardInterrupt
+    write(self, step, values)
+
+  write, lines = RunLog.write, 0
+  with monkeypatch.context() as patch:
+    patch.setattr(RunLog, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+      run(settings, tmp_path / "run")
+  assert run(settings, tmp_path / "run")
+  told = capsys.readouterr().out
+  assert "Resuming after step 2." in told  # of the first stage: it was done
+  assert "Resuming after step 1." in told
+  assert _losses(tmp_path / "run") == losses
+
+  # Compared with the model before training, as if nothing were refreshed.
+  second = go_on_from(stage_settings(settings, 1), whole / STAGES[0] / "export")
+  tree = config.to_dict(second)
+  tree["reference"]["path"] = str(whole / STAGES[1] / "export")
+  assert run(config.build(tree), tmp_path / "stale")
+  first, _ = read_metrics(tmp_path / "stale")
+  assert abs(first["loss"] - math.log(2.0)) > 1e-3
+
+
+def test_a_loss_without_comparisons(build, tmp_path):
+  with pytest.raises(UserError, match="orders comparisons, and the loss 'sft'"):
+    run(build(loss="sft"), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
