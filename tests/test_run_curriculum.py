@@ -104,7 +104,7 @@ def test_stages(build, tmp_path, monkeypatch, capsys):
   assert "Resuming after step 1." in told
   assert _losses(tmp_path / "run") == losses
 
-  # Compared with the model before training, as if nothing were refreshed.
+  # Compared with any other model it would not begin there.
   second = go_on_from(stage_settings(settings, 1), whole / STAGES[0] / "export")
   tree = config.to_dict(second)
   tree["reference"]["path"] = str(whole / STAGES[1] / "export")
