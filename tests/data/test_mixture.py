@@ -89,7 +89,8 @@ def test_ranks_come_before_the_seed():
 
 def test_what_is_told(data):
   weights = {name: {"path": "x", "weight": w} for name, w in SHARES.items()}
-  settings = config.build({"data": {"sources": weights}}).data
+  tree = {"sources": weights, "batch_size": 20}
+  settings = config.build({"data": tree}).data
   assert make_order(settings, data)[1].splitlines()[1] == (
     "own: an epoch has 38 of its 10 examples (3.8 times each), 30.4% of all."
   )
