@@ -48,9 +48,8 @@ class Order:
         members = members[rng.permutation(len(members))]
       if self._rank is not None:
         members = members[np.argsort(self._rank[members], kind="stable")]
-      found[self._turns == k] = np.resize(
-        members, count
-      )  # again from its start
+      # Where an epoch takes more of it than there are, again from its start.
+      found[self._turns == k] = np.resize(members, count)
     return found
 
   def counts(self, start: int, stop: int) -> dict[str, int]:
