@@ -229,7 +229,9 @@ def load(path: str, overrides: Mapping[str, str]) -> tuple[Config, Any]:
   Raises UserError for a file that is missing or has no get_config(), an
   unknown key, or a value of the wrong type.
   """
-  module = import_file(path, f"--config={path}", "get_config")
+  module = import_file(
+    path, f"--config={path}", "get_config", example="configs/dpo.py"
+  )
   given = module.get_config()
   if not isinstance(given, ml_collections.ConfigDict):
     raise UserError(

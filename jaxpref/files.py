@@ -25,19 +25,23 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     partial.unlink(missing_ok=True)
 
 
-def import_file(path: str, told: str, defines: str) -> types.ModuleType:
+def import_file(
+  path: str, told: str, defines: str, example: str = ""
+) -> types.ModuleType:
   """The module that a Python file is.
 
   Args:
     path: the file.
     told: what named it, for errors.
     defines: what it must define.
+    example: a file that does, for errors.
 
   Raises UserError where there is no such file, or it cannot be run.
   """
   if not pathlib.Path(path).is_file():
     raise UserError(
-      f"{told}: there is no such file. Give a Python file with {defines}()."
+      f"{told}: there is no such file. Give a Python file with {defines}()"
+      + (f", for example {example}." if example else ".")
     )
   spec = importlib.util.spec_from_file_location("jaxpref_file_given", path)
   if spec is None or spec.loader is None:
