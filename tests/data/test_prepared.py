@@ -327,7 +327,8 @@ def test_travels_as_a_name_and_a_choice(source):
   examples = prepare(config.Data(max_length=50), *source).select([2, 1])
   tree = _tree(examples)  # opens the arrays
   sent = examples.__getstate__()  # what goes to another process
-  assert set(sent) == {"folder", "examples", "mismatch", "pairing"}
+  # Its choices, and none of its arrays.
+  assert set(sent) == {"folder", "examples", "mismatch", "pairing", "apart"}
   assert _tree(Prepared(**sent)) == tree
 
 
