@@ -200,6 +200,33 @@ def own_cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def run_killed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+  """run_killed(settings, workdir, step=4): a run that never logs that step.
+
+  With nth=2, the second time that it comes to that step.
+  """
+  from jaxpref.fit.metrics import RunLog
+  from jaxpref.run import run
+
+  def call(settings: Any, workdir: Any, *, step: int, nth: int = 1) -> None:
+    write, left = RunLog.write, nth
+
+    def killed(self: RunLog, here: int, values: Any) -> None:
+      nonlocal left
+      left -= here == step
+      if not left:
+        raise KeyboardInterrupt
+      write(self, here, values)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(RunLog, "write", killed)
+      with pytest.raises(KeyboardInterrupt):
+        run(settings, workdir)
+
+  return call
+
+
 class Launch:
   """`python -m jaxpref.launch` in a process of its own, as users run it."""
 

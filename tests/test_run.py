@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from jaxpref import config
 from jaxpref.errors import UserError
 from jaxpref.fit.cached_reference import CachedReference
-from jaxpref.fit.metrics import RunLog, read_metrics
+from jaxpref.fit.metrics import read_metrics
 from jaxpref.run import run
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -133,22 +133,13 @@ def test_a_reference_filled_while_training(build, tmp_path, monkeypatch):
   assert sorted((tmp_path / "cache 2" / "reference").rglob("*.*")) == store
 
 
-def test_killed_while_it_fills(build, tmp_path, monkeypatch):
+def test_killed_while_it_fills(build, run_killed, tmp_path, monkeypatch):
   settings = build(FILLED | {"reference.fill": "during"})
   with monkeypatch.context() as patch:
     patch.setenv("JAXPREF_CACHE", str(tmp_path / "cache 2"))
     assert run(settings, tmp_path / "whole")
 
-  def killed(self, step, values):
-    if step == 5:
-      raise KeyboardInterrupt
-    write(self, step, values)
-
-  write = RunLog.write
-  with monkeypatch.context() as patch:
-    patch.setattr(RunLog, "write", killed)
-    with pytest.raises(KeyboardInterrupt):
-      run(settings, tmp_path / "run")
+  run_killed(settings, tmp_path / "run", step=5)
   # Two steps of four pairs were there with the checkpoint, or four.
   stored = sum(
     len(load_file(file)["key"])

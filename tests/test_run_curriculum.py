@@ -6,22 +6,21 @@ import math
 import pytest
 
 from jaxpref import config
-from jaxpref.data import simulated
 from jaxpref.data.curriculum import go_on_from, stage_settings
 from jaxpref.errors import UserError
-from jaxpref.fit.metrics import RunLog, read_metrics
+from jaxpref.fit.metrics import read_metrics
 from jaxpref.run import run
 
 STAGES = ("stage_000", "stage_001")
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 @pytest.fixture
-def build(tmp_path, monkeypatch):
+def build(make_corpus, tmp_path):
   """build({"refresh": False}) -> the config of two stages of two steps."""
-  monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache"))
-  corpus = simulated.write_corpus(
-    tmp_path / "corpus", num_stories=50, num_comparisons=8, seed=0
-  )
+  corpus = make_corpus(8)
   text = (corpus / "comparisons.jsonl").read_text()
   rows = map(json.loads, text.splitlines())
   rated = tmp_path / "rated.jsonl"
@@ -72,7 +71,7 @@ def _losses(workdir):
   ]
 
 
-def test_stages(build, tmp_path, monkeypatch, capsys):
+def test_stages(build, run_killed, tmp_path, capsys):
   """Each from ln 2; killed in the second, and run again."""
   settings, whole = build(), tmp_path / "whole"
   assert run(settings, whole)
@@ -86,18 +85,7 @@ def test_stages(build, tmp_path, monkeypatch, capsys):
   for _, loss in losses[::2]:
     assert loss == pytest.approx(math.log(2.0), abs=1e-6)
 
-  def killed(self, step, values):
-    nonlocal lines
-    lines += 1
-    if lines == 4:
-      raise KeyboardInterrupt
-    write(self, step, values)
-
-  write, lines = RunLog.write, 0
-  with monkeypatch.context() as patch:
-    patch.setattr(RunLog, "write", killed)
-    with pytest.raises(KeyboardInterrupt):
-      run(settings, tmp_path / "run")
+  run_killed(settings, tmp_path / "run", step=2, nth=2)
   assert run(settings, tmp_path / "run")
   told = capsys.readouterr().out
   assert "Resuming after step 2." in told  # of the first stage: it was done

@@ -5,21 +5,20 @@ import json
 import pytest
 
 from jaxpref import config
-from jaxpref.data import simulated
 from jaxpref.errors import UserError
-from jaxpref.fit.metrics import RunLog, read_metrics
+from jaxpref.fit.metrics import read_metrics
 from jaxpref.run import run
 
 SIZES = {"first": 18, "second": 6}
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 @pytest.fixture
-def build(tmp_path, monkeypatch):
+def build(make_corpus, tmp_path):
   """build({"second": {"weight": 3}}) -> the config of a run of an epoch."""
-  monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path / "cache"))
-  corpus = simulated.write_corpus(
-    tmp_path / "corpus", num_stories=50, num_comparisons=24, seed=0
-  )
+  corpus = make_corpus(24)
   lines = (corpus / "comparisons.jsonl").read_text().splitlines()
   for name, size in SIZES.items():
     rows, lines = lines[:size], lines[size:]
@@ -57,7 +56,7 @@ def build(tmp_path, monkeypatch):
   return make
 
 
-def test_killed_and_resumed(build, tmp_path, monkeypatch, capsys):
+def test_killed_and_resumed(build, run_killed, tmp_path, capsys):
   settings = build(eval_holdout=4)
   assert run(settings, tmp_path / "whole")
   said = capsys.readouterr().out
@@ -72,16 +71,7 @@ def test_killed_and_resumed(build, tmp_path, monkeypatch, capsys):
     for name in SIZES:
       assert line[f"examples/{name}"] == 2 * line["step"]
 
-  def killed(self, step, values):
-    if step == 4:
-      raise KeyboardInterrupt
-    write(self, step, values)
-
-  write = RunLog.write
-  with monkeypatch.context() as patch:
-    patch.setattr(RunLog, "write", killed)
-    with pytest.raises(KeyboardInterrupt):
-      run(settings, tmp_path / "run")
+  run_killed(settings, tmp_path / "run", step=4)
   assert run(settings, tmp_path / "run")
   assert "Resuming after step 2." in capsys.readouterr().out
   again = read_metrics(tmp_path / "run")
