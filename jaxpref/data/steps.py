@@ -190,7 +190,13 @@ class Steps:
       members = [int(step) for step, _ in group]
       fewest = max(needs[step].micro_batches for step in members)
       shape = functools.reduce(
-        Shape.join, (self._need(step, fewest) for step in members)
+        Shape.join,
+        (
+          needs[step]  # packed so already
+          if needs[step].micro_batches == fewest
+          else self._need(step, fewest)
+          for step in members
+        ),
       )
       shapes.insert(0, _few_classes(shape))
     return shapes
