@@ -85,10 +85,18 @@ def sum_valid(
 
 
 @dataclasses.dataclass(frozen=True)
-class Response:
-  """One answer to a prompt: text, or chat messages."""
+class Image:
+  """An encoded image, not decoded yet; `jaxpref.data.pictures` does that."""
 
-  content: str | Sequence[Mapping[str, str]]
+  data: bytes = b""  # a PNG, JPEG, WebP …; b"" = it is in the file
+  path: str = ""  # absolute, or a URL; '' = none
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+  """One answer to a prompt: text, chat messages, or an image."""
+
+  content: str | Sequence[Mapping[str, str]] | Image
   scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
   label: bool | None = None
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
