@@ -17,7 +17,8 @@ from jaxpref.data import formats, read, text, tokenizer
 from jaxpref.data.arrays import ArrayWriter
 from jaxpref.data.cache import ARRAYS, MANIFEST, REJECTED
 from jaxpref.data.read import Refusal
-from jaxpref.types import Record, Response
+from jaxpref.errors import UserError
+from jaxpref.types import Image, Record, Response
 
 _BATCH = 512  # rows tokenised at a time
 
@@ -69,23 +70,50 @@ def tokenized(
     rules: of the tokenizer.
     tally: what becomes of the rows is added to it.
     tell: is called with each row that is refused, and why.
+
+  Raises UserError where the files hold images; rows that do so here and there
+  are refused.
+  """
+  stream = records(files, data.format, tally, tell)
+  first = True
+  while batch := list(itertools.islice(stream, _BATCH)):
+    if first and all(map(_is_pictured, batch)):
+      raise UserError(
+        f"{batch[0].id} and what follows hold images, and a language model is "
+        "trained on texts. Set config.data.path to data whose answers are "
+        "texts; images are for diffusion models."
+      )
+    first = False
+    outcomes = text.tokenize(batch, rules, data, tally.counts)
+    for record, outcome in zip(batch, outcomes, strict=True):
+      if isinstance(outcome, text.Tokens):
+        yield record, outcome
+      elif outcome.refused:
+        tally.refuse(record, outcome.kind, outcome.detail, tell)
+      else:
+        tally.dropped[outcome.kind] += 1
+
+
+def records(
+  files: Sequence[read.Source],
+  name: str,
+  tally: "Tally",
+  tell: Callable[[Refusal], None],
+) -> Iterator[Record]:
+  """The records of the files, in order; rows that belong together are one.
+
+  Args:
+    files: see `read.source_files`.
+    name: of their format, one of `formats.FORMATS`, or 'auto'.
+    tally: what becomes of the rows is added to it.
+    tell: is called with each row that is refused, and why.
   """
 
   def refuse(refusal: Refusal) -> None:
     tally.refused[refusal.kind] += 1
     tell(refusal)
 
-  stream = _joined(_records(files, data.format, tally, refuse))
-  while records := list(itertools.islice(stream, _BATCH)):
-    outcomes = text.tokenize(records, rules, data, tally.counts)
-    for record, outcome in zip(records, outcomes, strict=True):
-      if isinstance(outcome, text.Tokens):
-        yield record, outcome
-      elif outcome.refused:
-        reason = ": ".join(filter(None, (outcome.kind, outcome.detail)))
-        refuse(Refusal(*_place(record), outcome.kind, reason))
-      else:
-        tally.dropped[outcome.kind] += 1
+  return _joined(_records(files, name, tally, refuse))
 
 
 def _records(
@@ -132,6 +160,10 @@ def _parse(
     return Refusal(row.file, row.number, error.kind, str(error))
 
 
+def _is_pictured(record: Record) -> bool:
+  return any(isinstance(each.content, Image) for each in record.responses)
+
+
 def _place(record: Record) -> tuple[str, int]:
   file, _, row = record.id.rpartition(":")
   return file, int(row)
@@ -146,6 +178,18 @@ class Tally:
   refused: Counter[str] = dataclasses.field(default_factory=Counter)
   dropped: Counter[str] = dataclasses.field(default_factory=Counter)
   counts: text.Counts = dataclasses.field(default_factory=text.Counts)
+
+  def refuse(
+    self,
+    record: Record,
+    kind: str,
+    detail: str,
+    tell: Callable[[Refusal], None],
+  ) -> None:
+    """Counts and tells a record that was read, but cannot be used."""
+    self.refused[kind] += 1
+    reason = ": ".join(filter(None, (kind, detail)))
+    tell(Refusal(*_place(record), kind, reason))
 
   def stats(self) -> dict[str, Any]:
     return {

@@ -9,7 +9,7 @@ class Refused(Exception):
 
   def __init__(self, kind: str, detail: str = ""):
     super().__init__(f"{kind}: {detail}" if detail else kind)
-    self.kind = kind
+    self.kind, self.detail = kind, detail
 
 
 def text(values: Mapping[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""The rows of a file of each kind: lines, Parquet, Arrow, ArrayRecord.
+"""The rows of a file of each kind: lines, lists, Parquet, Arrow, ArrayRecord.
 
 A row that cannot be read is a `Refusal` among the rows, never an exception;
 what else goes wrong is a `Damaged` file.
@@ -15,11 +15,12 @@ from jaxpref.data.source import Source
 
 
 class Row(NamedTuple):
-  """One row of a file; `number` counts lines (or table rows) from 1."""
+  """One row of a file; `number` counts lines (or rows, or items) from 1."""
 
   file: str
   number: int
   values: dict[str, Any]
+  folder: str = ""  # the file's, or its URL: where relative paths begin
 
   @property
   def id(self) -> str:
@@ -76,6 +77,21 @@ def _parse_lines(name: str, lines: Any) -> Rows:
       yield _parse_json(name, number, line)
 
 
+def _json(file: Source) -> Rows:
+  """A list of objects, as some data are published; else lines."""
+  with file.open() as source:
+    whole = source.read().removeprefix(b"\xef\xbb\xbf")
+  if not whole.lstrip().startswith(b"["):
+    yield from _parse_lines(file.name, io.BytesIO(whole))
+    return
+  try:
+    items = json.loads(whole)
+  except (RecursionError, ValueError) as error:
+    raise Damaged(f"not a whole list of JSON ({error})") from error
+  for number, values in enumerate(items, 1):
+    yield _object(file.name, number, values)
+
+
 def _parse_json(name: str, number: int, line: bytes) -> Row | Refusal:
   def refuse(kind: str, found: Any) -> Refusal:
     return Refusal(name, number, kind, f"{kind}: {found}")
@@ -88,10 +104,15 @@ def _parse_json(name: str, number: int, line: bytes) -> Row | Refusal:
     return refuse("not JSON", f"{error.msg} at column {error.colno}")
   except (RecursionError, ValueError) as error:  # too deep; too many digits
     return refuse("not JSON", error)
-  if not isinstance(values, dict):
-    found = f"a {type(values).__name__}; a row is an object {{...}}"
-    return refuse("not a JSON object", found)
-  return Row(name, number, values)
+  return _object(name, number, values)
+
+
+def _object(name: str, number: int, values: Any) -> Row | Refusal:
+  if isinstance(values, dict):
+    return Row(name, number, values)
+  kind = "not a JSON object"
+  found = f"a {type(values).__name__}; a row is an object {{...}}"
+  return Refusal(name, number, kind, f"{kind}: {found}")
 
 
 def _parquet(file: Source) -> Rows:
@@ -194,6 +215,7 @@ READERS: dict[str, Callable[[Source], Rows]] = {
   ".jsonl": _jsonl,
   ".jsonl.gz": _gzip,
   ".jsonl.zst": _zstd,
+  ".json": _json,
   ".parquet": _of_batches(_parquet),
   ".arrow": _of_batches(_arrow),
   ".array_record": _array_record,

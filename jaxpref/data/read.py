@@ -10,12 +10,14 @@ from jaxpref.errors import UserError
 
 __all__ = ["Refusal", "Row", "Source", "read_rows", "source_files"]
 
-SUFFIXES = tuple(READERS)
+# In a folder .json files mostly describe the data; a path may still name one.
+SUFFIXES = tuple(end for end in READERS if end != ".json")
 
 
 def source_files(path: str | pathlib.Path) -> list[Source]:
   """The data files that `path` stands for; see `source.source_files`."""
-  return source.source_files(path, SUFFIXES)
+  named = str(path).lower().endswith(".json")
+  return source.source_files(path, tuple(READERS) if named else SUFFIXES)
 
 
 def read_rows(files: Sequence[Source]) -> Iterator[Row | Refusal]:
@@ -25,11 +27,11 @@ def read_rows(files: Sequence[Source]) -> Iterator[Row | Refusal]:
   its name says.
   """
   for file in files:
-    count = 0
+    count, folder = 0, file.folder
     try:
       for row in _reader(file)(file):
         count += 1
-        yield row
+        yield row._replace(folder=folder) if isinstance(row, Row) else row
     except Damaged as error:
       raise UserError(
         f"{file} cannot be read after row {count}: it is {error}. It was cut "
@@ -43,4 +45,4 @@ def read_rows(files: Sequence[Source]) -> Iterator[Row | Refusal]:
 
 def _reader(file: Source) -> Callable[[Source], Rows]:
   name = file.name.lower()
-  return next(READERS[end] for end in SUFFIXES if name.endswith(end))
+  return next(READERS[end] for end in READERS if name.endswith(end))

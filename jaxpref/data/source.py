@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import posixpath
 from typing import Any
@@ -31,6 +32,12 @@ class Source:
   @property
   def is_local(self) -> bool:
     return isinstance(self.fs, LocalFileSystem)
+
+  @property
+  def folder(self) -> str:
+    """The absolute path of the folder it is in, or its URL."""
+    path = os.path.abspath(self.path) if self.is_local else str(self)
+    return posixpath.dirname(path)
 
   def open(self) -> Any:
     """The bytes, from the beginning; a context manager."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from jaxpref import config
 from jaxpref.data.tokenizer import Rules, boundary
 from jaxpref.errors import UserError
-from jaxpref.types import Record
+from jaxpref.types import Image, Record
 
 
 class Tokens(NamedTuple):
@@ -104,6 +104,12 @@ def _render(record: Record, rules: Rules) -> _Text | Unused:
   contents: list[Any] = [response.content for response in record.responses]
   if all(isinstance(each, str) for each in (record.prompt, *contents)):
     return _Text(str(record.prompt), contents, chat=False)
+  if any(isinstance(each, Image) for each in contents):
+    return Unused(
+      True,
+      "images where texts are needed",
+      "a language model is trained on texts, and the row's answers are images",
+    )
   try:
     return _render_chat(record, contents, rules)
   except UserError:

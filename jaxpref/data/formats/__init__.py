@@ -8,14 +8,15 @@ votes; comparisons of rated answers are made later, by `jaxpref.pair`.
 from collections import Counter
 from collections.abc import Callable, Mapping
 import dataclasses
+import posixpath
 from typing import Any
 
 from jaxpref import config
 from jaxpref.data import columns, read
 from jaxpref.data.columns import Refused
-from jaxpref.data.formats import annotated, own, pairs, ranked, single
+from jaxpref.data.formats import annotated, images, own, pairs, ranked, single
 from jaxpref.errors import UserError
-from jaxpref.types import Record
+from jaxpref.types import Image, Record, Response
 
 __all__ = [
   "FORMATS",
@@ -118,6 +119,26 @@ FORMATS = {
     "which are better",
     ("prompt", "responses"), own.record,
   ),
+  "pickapic": Format(
+    "columns jpg_0 and jpg_1 hold images of caption; label_0 and label_1 say "
+    "which was chosen, 0.5 each for a tie",
+    ("caption", "label_0", "label_1"), images.pickapic,
+  ),
+  "hpdv2": Format(
+    "column image_path, or file_path, lists images of prompt; "
+    "human_preference says which are preferred, or rank and raw_annotations "
+    "in which order",
+    ("prompt", "image_path", "human_preference"), images.hpdv2, named=False,
+  ),
+  "image_ranked": Format(
+    "column images, or image_path, lists images of prompt, and ranking or "
+    "scores how good each is",
+    ("prompt", "images", "ranking"), images.image_ranked, named=False,
+  ),
+  "image_pair": Format(
+    "columns chosen and rejected hold images of prompt",
+    ("prompt", *_PAIR), images.image_pair, named=False,
+  ),
 }  # fmt: skip
 
 
@@ -138,6 +159,8 @@ def detect(values: Mapping[str, Any]) -> str:
   for name, known in FORMATS.items():
     if known.named and all(column in values for column in known.columns):
       return name
+  if name := images.detect(values):
+    return name
   if "chosen" in values or "rejected" in values:
     return _detect_pair(values)
   if "completion" in values or "text" in values:
@@ -153,9 +176,13 @@ def to_record(row: read.Row, name: str) -> Record:
   Raises Refused, saying what was found and what is allowed.
   """
   try:
-    return FORMATS[name].parse(row.id, row.values)
+    record = FORMATS[name].parse(row.id, row.values)
   except RecursionError:
     raise Refused("nested too deeply") from None
+  if any(isinstance(each.content, Image) for each in record.responses):
+    placed = [_placed(each, row.folder) for each in record.responses]
+    return dataclasses.replace(record, responses=placed)
+  return record
 
 
 def explain(counts: Mapping[str, int]) -> str:
@@ -165,6 +192,15 @@ def explain(counts: Mapping[str, int]) -> str:
     for name, count in Counter(counts).most_common()
   ]
   return f"data.format is {' and '.join(told) or 'unknown'}."
+
+
+def _placed(response: Response, folder: str) -> Response:
+  """With the image's path seen from anywhere, not from the data's folder."""
+  image = response.content
+  if not isinstance(image, Image) or not image.path or "://" in image.path:
+    return response
+  path = posixpath.join(folder, image.path)
+  return dataclasses.replace(response, content=Image(path=path))
 
 
 def _detect_pair(values: Mapping[str, Any]) -> str:

@@ -4,13 +4,19 @@ from typing import Any
 
 from jaxpref.data import columns
 from jaxpref.data.columns import Refused
+from jaxpref.data.formats.images import picture
 from jaxpref.data.formats.parts import Values, response, scores, structs
 from jaxpref.types import Comparison, Record, Response
 
 
 def record(id: str, values: Values) -> Record:
-  """{prompt, responses: [{content, scores, label, meta}], comparisons}."""
+  """{prompt, responses: [{content, scores, label, meta}], comparisons}.
+
+  A content is a text, chat messages, or {image}, as in `images.picture`.
+  """
   listed = structs(values, "responses")
+  if any(isinstance(each.get("content"), dict) for each in listed):
+    return _pictured(id, values, listed)
   chat = isinstance(values.get("prompt"), list) or any(
     isinstance(each.get("content"), list) for each in listed
   )
@@ -21,6 +27,21 @@ def record(id: str, values: Values) -> Record:
   elif "prompt" in values:
     prompt = read(values, "prompt")
   responses = [_response(each, read(each, "content")) for each in listed]
+  return _whole(id, values, prompt, responses)
+
+
+def _pictured(id: str, values: Values, listed: list[Values]) -> Record:
+  contents = [_object(each, "content") for each in listed]
+  responses = [
+    _response(each, picture(columns.present(content, "image"), "image"))
+    for each, content in zip(listed, contents, strict=True)
+  ]
+  return _whole(id, values, columns.text(values, "prompt"), responses)
+
+
+def _whole(
+  id: str, values: Values, prompt: Any, responses: list[Response]
+) -> Record:
   compared = values.get("comparisons") or []
   if compared:
     compared = structs(values, "comparisons", 0)

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxpref.data import columns
 from jaxpref.data.columns import Refused
-from jaxpref.types import Comparison, Record, Response
+from jaxpref.types import Comparison, Image, Record, Response
 
 Messages = Sequence[Mapping[str, str]]
 Values = Mapping[str, Any]
@@ -25,7 +25,9 @@ def pair(
 
 
 def response(content: Any, **given: Any) -> Response:
-  """A response that holds some text."""
+  """A response that holds some text, or an image."""
+  if isinstance(content, Image):
+    return Response(content, **given)
   text = content if isinstance(content, str) else content[-1]["content"]
   if not text.strip():
     raise Refused("empty response", "a response must hold some text")
