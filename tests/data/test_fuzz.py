@@ -9,6 +9,7 @@ import pathlib
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 import pyarrow as pa
+from pyarrow import parquet
 import pytest
 
 from jaxpref import config
@@ -20,12 +21,16 @@ from jaxpref.data.read import Row, read_rows, source_files
 from jaxpref.errors import UserError
 from jaxpref.types import Record
 
-_spec = importlib.util.spec_from_file_location(
-  "make_schemas", pathlib.Path(__file__).parent / "schemas/make_schemas.py"
-)
-schemas = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(schemas)
 
+def _script(name):
+  path = pathlib.Path(__file__).parent / f"schemas/{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
+  script = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(script)
+  return script
+
+
+schemas, malform = _script("make_schemas"), _script("malform")
 ROWS = [row for rows in schemas.ROWS.values() for row in rows]
 TEMPLATE = (
   "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
@@ -34,33 +39,7 @@ TEMPLATE = (
 AT_ONCE = 20  # malformed rows of a file
 
 
-def _nested(depth):
-  inner = "deep"
-  for level in range(depth):
-    inner = [inner] if level % 2 else {"role": inner}
-  return inner
-
-
 HUGE = "x" * 10_000_000
-JUNK = st.one_of(
-  st.none(),
-  st.booleans(),
-  st.integers(-(10**30), 10**30),
-  st.floats(),  # NaN and infinities among them
-  st.sampled_from(
-    [10**400, "", " ", "\ud800", "a\udfff", "\0", "\x1b[2J", "N/A"]
-  ),
-  st.text(max_size=8),
-  st.sampled_from([3, 200, 900]).map(_nested),  # anew: rows are changed
-  st.lists(
-    st.one_of(st.none(), st.text(max_size=3), st.integers()), max_size=3
-  ),
-  st.dictionaries(
-    st.sampled_from(["role", "content", "rank", "answer", "score", "x"]),
-    st.one_of(st.none(), st.text(max_size=3), st.floats()),
-    max_size=3,
-  ),
-)
 
 
 @st.composite
@@ -68,32 +47,8 @@ def malformed(draw):
   """A row of some schema with one to three of its parts replaced."""
   row = json.loads(json.dumps(draw(st.sampled_from(ROWS))))
   for _ in range(draw(st.integers(1, 3))):
-    _replace(draw, row)
+    malform.replace(draw, row)
   return row
-
-
-def _replace(draw, row):
-  """One value, key or item, at a random place of the row."""
-  here = row
-  while True:
-    keys = list(here) if isinstance(here, dict) else range(len(here))
-    if not keys:
-      return
-    key = draw(st.sampled_from(keys))
-    deeper = isinstance(here[key], (dict, list)) and here[key]
-    if deeper and draw(st.booleans()):
-      here = here[key]
-      continue
-    kind = draw(st.sampled_from(["junk", "junk", "junk", "remove", "add"]))
-    if kind == "junk":
-      here[key] = draw(JUNK)
-    elif kind == "remove":
-      del here[key]
-    elif isinstance(here, dict):
-      here[draw(st.text(max_size=3))] = draw(JUNK)
-    else:
-      here.append(draw(JUNK))
-    return
 
 
 LINES = st.one_of(
@@ -231,9 +186,9 @@ def _bytes_of(folder, suffix):
   """A whole file of that kind, with six rows."""
   rows = [_valid(i) for i in range(6)]
   lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+  if suffix == ".json":
+    return json.dumps(rows).encode()
   if suffix == ".parquet":
-    from pyarrow import parquet
-
     file = folder / "whole.parquet"
     parquet.write_table(pa.Table.from_pylist(rows), file, row_group_size=2)
     return file.read_bytes()

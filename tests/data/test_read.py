@@ -31,6 +31,8 @@ def _write(file: pathlib.Path, rows=ROWS) -> pathlib.Path:
     file.write_bytes(pa.compress(lines.encode(), "zstd", asbytes=True))
   elif file.name.endswith(".gz"):
     file.write_bytes(gzip.compress(lines.encode()))
+  elif file.name.endswith(".json"):
+    file.write_text(json.dumps(rows, indent=1))
   else:
     file.write_bytes(lines.encode())
   return file
@@ -42,13 +44,14 @@ def _read(path) -> list:
 
 NAMES = [
   "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.arrow",
-  "file.arrow", "a.array_record",
+  "file.arrow", "a.array_record", "a.json",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_every_row(tmp_path, name):
-  expected = [Row(name, i, row) for i, row in enumerate(ROWS, 1)]
+  folder = str(tmp_path)
+  expected = [Row(name, i, row, folder) for i, row in enumerate(ROWS, 1)]
   assert _read(_write(tmp_path / name)) == expected
   assert expected[6].id == f"{name}:7"
 
@@ -67,9 +70,23 @@ def test_blank_lines_count_as_lines_but_not_as_rows(tmp_path):
   file = tmp_path / "a.jsonl"
   file.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\n   \n{"text": "four"}')
   assert _read(file) == [
-    Row("a.jsonl", 1, {"text": "one"}),
-    Row("a.jsonl", 4, {"text": "four"}),
+    Row("a.jsonl", 1, {"text": "one"}, str(tmp_path)),
+    Row("a.jsonl", 4, {"text": "four"}, str(tmp_path)),
   ]
+
+
+def test_a_list_in_json_is_read_where_it_is_named(tmp_path):
+  """In a folder such files mostly describe the data; lines are read too."""
+  _write(tmp_path / "a.jsonl", ROWS[:2])
+  file = tmp_path / "dataset_info.json"
+  file.write_text('[{"text": "one"}, 3]')
+  assert {row.file for row in _read(tmp_path)} == {"a.jsonl"}
+  for path in (file, tmp_path / "*.json"):
+    row, refusal = _read(path)
+    assert row.values == {"text": "one"}
+    assert refusal[:3] == (file.name, 2, "not a JSON object")
+  file.write_text('{"text": "one"}\n{"text": "two"}\n')
+  assert [row.number for row in _read(file)] == [1, 2]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
@@ -113,7 +130,7 @@ def test_parquet_text_that_is_not_utf8_is_refused(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, name, damage):
   file = _write(tmp_path / name)
   whole = file.read_bytes()
-  cut = whole[: len(whole) - 60] if damage == "cut off" else b'{"text": ""}\n'
+  cut = whole[: len(whole) - 60] if damage == "cut off" else b'[{"text": ""}\n'
   file.write_bytes(cut)
   with pytest.raises(UserError, match=rf"{name}.*(Fetch|write it) .*again"):
     _read(file)

@@ -10,8 +10,10 @@ import datetime
 import io
 import json
 import pathlib
+import struct
 import sys
 from typing import Any
+import zlib
 
 from PIL import Image
 import pyarrow as pa
@@ -26,6 +28,18 @@ def encoded(color: str, kind: str = "PNG") -> bytes:
   """An image 8 pixels wide and 6 high."""
   Image.new("RGB", (8, 6), color).save(file := io.BytesIO(), kind)
   return file.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+  """A PNG of a few bytes that says it is as large as that."""
+
+  def chunk(name: bytes, data: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(name + data))
+    return struct.pack(">I", len(data)) + name + data + check
+
+  header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+  parts = [chunk(b"IHDR", header), chunk(b"IDAT", b""), chunk(b"IEND", b"")]
+  return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 RED, LIME, BLUE, BLACK = (encoded(color) for color in COLORS)
