@@ -204,6 +204,15 @@ def chat_without_template(folder, tiny):
 
 
 @case
+def images_for_a_language_model(folder, tiny):
+  rows = [{"prompt": "Mia.", "chosen": "a.png", "rejected": "b.png"}] * 8
+  return Mistake(
+    {"data.path": _write(folder, rows)},
+    ("data.jsonl:1", "hold images", "config.data.path"),
+  )
+
+
+@case
 def no_comparisons(folder, tiny):
   path = _write(folder, [{"prompt": "Who?", "completion": " Mia."}] * 40)
   return Mistake(

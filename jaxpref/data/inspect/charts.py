@@ -76,10 +76,7 @@ def histograms(found: Findings) -> Iterator[Histogram]:
       [("comparisons", "green", better - worse)],
       center=0.0,
     )
-  for name, values in found.scores.items():
-    parts = [("answers", "blue", values)]
-    help = f"{len(values):,} answers have it"
-    yield Histogram(f"Score: {name}", help, name, parts)
+  yield from scores(found)
   if found.votes:
     votes = [vote for each in found.votes for vote in each]
     yield Histogram(
@@ -89,6 +86,14 @@ def histograms(found: Findings) -> Iterator[Histogram]:
       [("annotators", "blue", votes)],
       center=0.0,
     )
+
+
+def scores(found: Findings) -> Iterator[Histogram]:
+  """One for each axis that the data score by."""
+  for name, values in found.scores.items():
+    parts = [("answers", "blue", values)]
+    help = f"{len(values):,} answers have it"
+    yield Histogram(f"Score: {name}", help, name, parts)
 
 
 def _draw(chart: Histogram, axes: Any) -> None:

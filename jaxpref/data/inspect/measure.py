@@ -1,7 +1,7 @@
 """Counts of a data set, one record at a time."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import hashlib
 import itertools
@@ -71,18 +71,32 @@ class Findings:
     return self.tally.counts.lengths
 
   def add(self, record: Record, tokens: Tokens) -> None:
-    self.counts["records"] += 1
     lengths = [len(each) for each in tokens.responses]
-    self.responses[len(lengths)] += 1
     self.prompt_lengths.append(len(tokens.prompt))
     self.response_lengths += lengths
+    self.add_record(
+      record, lengths, [_digest(each.content) for each in record.responses]
+    )
+
+  def add_record(
+    self, record: Record, lengths: list[int], contents: Sequence[bytes]
+  ) -> None:
+    """Counts what does not ask what a response is.
+
+    Args:
+      record: with its comparisons, scores and labels.
+      lengths: of each response, in whatever it is measured.
+      contents: what tells its responses apart.
+    """
+    self.counts["records"] += 1
+    self.responses[len(lengths)] += 1
     for response in record.responses:
       self.counts["desirable"] += response.label is True
       self.counts["undesirable"] += response.label is False
       for name, score in response.scores.items():
         self.scores[name].append(score)
     self._add_comparisons(record, lengths)
-    self._add_duplicates(record)
+    self._add_duplicates(record, contents)
     votes = record.meta.get("votes")
     if votes and len(votes) > 1:
       self.votes.append(list(votes))
@@ -106,9 +120,8 @@ class Findings:
       self.counts["rated"] += len(best) > 1
       self.counts["best is tied"] += len(best) > 1 and best[0] == best[1]
 
-  def _add_duplicates(self, record: Record) -> None:
+  def _add_duplicates(self, record: Record, contents: Sequence[bytes]) -> None:
     prompt = _digest(record.prompt)
-    contents = [_digest(each.content) for each in record.responses]
     whole = _digest((prompt, sorted(contents)))
     self.counts["repeated records"] += whole in self._records
     self.counts["equal responses"] += len(set(contents)) < len(contents)

@@ -1,17 +1,24 @@
 """The findings as one self-contained HTML page."""
 
+import base64
+from collections.abc import Iterator, Sequence
+import io
 import pathlib
 from typing import Any
 
 import jinja2
+import numpy as np
+import PIL.Image
 
-from jaxpref.data.inspect.charts import histograms
+from jaxpref.data.inspect import charts, images
 from jaxpref.data.inspect.measure import Findings
 from jaxpref.data.inspect.spans import spans
-from jaxpref.data.inspect.tables import sections
+from jaxpref.data.inspect.tables import Section, sections
+from jaxpref.data.pictured import Pictured
 from jaxpref.files import replacing
 
 _REFUSALS_SHOWN = 20
+_SIDE = 256  # pixels of an image's longer side, at most
 
 
 def write_page(
@@ -22,6 +29,63 @@ def write_page(
   max_length: int,
 ) -> None:
   """Writes tables, plots and the tokens of some examples to `file`."""
+  examples = [
+    (
+      record.id,
+      [spans(tokenizer, tokens, j) for j in range(len(tokens.responses))],
+    )
+    for record, tokens in found.examples
+  ]
+  plots = charts.histograms(found) if found.prompt_lengths else ()
+  parts = sections(found, max_length)
+  _write(file, found, path, parts, list(plots), examples=examples)
+
+
+def write_image_page(
+  file: pathlib.Path, found: images.ImageFindings, path: str
+) -> None:
+  """Writes tables, plots of scores and some images to `file`."""
+  pictures = [
+    (each.record.id, each.record.prompt, list(_captioned(each)))
+    for each in found.shown
+  ]
+  parts, plots = images.sections(found), list(charts.scores(found))
+  _write(file, found, path, parts, plots, pictures=pictures)
+
+
+def _captioned(shown: Pictured) -> Iterator[tuple[str, str]]:
+  """Of each image a small copy as a data URI, and what is said of it."""
+  record, pixels = shown
+  for number, each in enumerate(pixels):
+    told = [f"{each.shape[1]} × {each.shape[0]}"]
+    for better, worse, preference, _ in record.comparisons:
+      if number not in (better, worse):
+        continue
+      if preference == 0.5:
+        told.append(f"tie with {worse + better - number + 1}")
+      elif number == better:
+        told.append(f"better than {worse + 1}: {preference:.0%}")
+    scores = record.responses[number].scores
+    told += [f"{name} {score:g}" for name, score in scores.items()]
+    yield _thumbnail(each), f"{number + 1}. {', '.join(told)}"
+
+
+def _thumbnail(pixels: np.ndarray) -> str:
+  small = PIL.Image.fromarray(pixels)
+  small.thumbnail((_SIDE, _SIDE))
+  small.save(data := io.BytesIO(), "JPEG", quality=80)
+  return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _write(
+  file: pathlib.Path,
+  found: Findings,
+  path: str,
+  parts: Sequence[Section],
+  plots: Sequence[charts.Histogram],
+  examples: Sequence[Any] = (),
+  pictures: Sequence[Any] = (),
+) -> None:
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("jaxpref.data.inspect", "."),
     autoescape=True,
@@ -32,15 +96,10 @@ def write_page(
   page = environment.get_template("page.html.jinja").render(
     path=path,
     name=pathlib.PurePath(path).name or path,
-    sections=sections(found, max_length),
-    charts=list(histograms(found)) if found.prompt_lengths else [],
-    examples=[
-      (
-        record.id,
-        [spans(tokenizer, tokens, j) for j in range(len(tokens.responses))],
-      )
-      for record, tokens in found.examples
-    ],
+    sections=parts,
+    charts=plots,
+    examples=examples,
+    pictures=pictures,
     refusals=found.refusals[:_REFUSALS_SHOWN],
     refused=len(found.refusals),
   )

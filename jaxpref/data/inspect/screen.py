@@ -1,12 +1,12 @@
 """The findings on a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 import unicodedata
 
 from jaxpref.data.inspect.measure import Findings
 from jaxpref.data.inspect.spans import Span, spans
-from jaxpref.data.inspect.tables import sections
+from jaxpref.data.inspect.tables import Section, sections
 
 # Two shades a role, so that neighbours are told apart.
 _COLORS = {"prompt": (254, 250), "response": (158, 121)}
@@ -15,7 +15,7 @@ _SPECIAL = 216
 
 def text(found: Findings, tokenizer: Any, max_length: int, color: bool) -> str:
   """All tables, then the tokens of the examples."""
-  parts = [_tables(found, max_length)]
+  parts = [_tables(sections(found, max_length))]
   for record, tokens in found.examples:
     for number in range(len(tokens.responses)):
       shown = spans(tokenizer, tokens, number)
@@ -23,15 +23,23 @@ def text(found: Findings, tokenizer: Any, max_length: int, color: bool) -> str:
         shown = [each for each in shown if each.role == "response"]
       title = f"{record.id}, response {number + 1} of {len(tokens.responses)}"
       parts.append(f"{title}\n{''.join(_paint(shown, color))}")
+  return "\n\n".join([*parts, *_refusals(found)])
+
+
+def tables(found: Findings, parts: Sequence[Section]) -> str:
+  """Those tables alone, and what was refused."""
+  return "\n\n".join([_tables(parts), *_refusals(found)])
+
+
+def _refusals(found: Findings) -> Iterator[str]:
   if found.refusals:
     told = [f"  {r.file}:{r.row}: {r.reason}" for r in found.refusals[:5]]
-    parts.append("\n".join(["Refused, the first:", *map(printable, told)]))
-  return "\n\n".join(parts)
+    yield "\n".join(["Refused, the first:", *map(printable, told)])
 
 
-def _tables(found: Findings, max_length: int) -> str:
+def _tables(parts: Sequence[Section]) -> str:
   lines = []
-  for section in sections(found, max_length):
+  for section in parts:
     lines.append(f"\n{section.title}")
     for name, value, help in section.lines:
       lines.append(f"  {name:<28} {value:<22} {help}".rstrip())

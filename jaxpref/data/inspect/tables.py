@@ -26,10 +26,10 @@ class Section(NamedTuple):
 def sections(found: Findings, max_length: int) -> list[Section]:
   """All that was found; `max_length` in tokens stands out among the limits."""
   parts = [
-    Section("Rows", list(_rows(found))),
+    Section("Rows", list(rows(found))),
     Section("Answers", list(_answers(found))),
     Section("Comparisons", list(_comparisons(found))),
-    Section("Scores", list(_scores(found))),
+    Section("Scores", list(scores(found))),
     Section("Annotators", list(_annotators(found))),
     Section("Tokens", list(_tokens(found))),
     Section("Longer than", list(_limits(found, max_length))),
@@ -37,14 +37,14 @@ def sections(found: Findings, max_length: int) -> list[Section]:
   return [part for part in parts if part.lines]
 
 
-def _rows(found: Findings) -> Iterator[Line]:
+def rows(found: Findings) -> Iterator[Line]:
   tally = found.tally
   refused = sum(tally.refused.values())
   yield Line("rows", f"{tally.rows:,}")
   yield Line(
     "read", f"{tally.rows - refused:,}", formats.explain(tally.formats)
   )
-  yield Line("refused", _of(refused, tally.rows))
+  yield Line("refused", share(refused, tally.rows))
   for kind, count in tally.refused.most_common():
     yield Line(f"  {kind}", f"{count:,}")
   for kind, count in tally.dropped.most_common():
@@ -59,14 +59,14 @@ def _answers(found: Findings) -> Iterator[Line]:
   yield Line("different prompts", f"{counts['prompts']:,}")
   yield Line(
     "repeated examples",
-    _of(counts["repeated records"], records),
+    share(counts["repeated records"], records),
     "same prompt and answers as one before",
   )
   yield Line(
-    "equal answers", _of(counts["equal responses"], records), "in one example"
+    "equal answers", share(counts["equal responses"], records), "in one example"
   )
   if labelled := counts["desirable"] + counts["undesirable"]:
-    yield Line("labelled desirable", _of(counts["desirable"], labelled))
+    yield Line("labelled desirable", share(counts["desirable"], labelled))
 
 
 def _comparisons(found: Findings) -> Iterator[Line]:
@@ -75,8 +75,8 @@ def _comparisons(found: Findings) -> Iterator[Line]:
     return
   told = counts["comparisons"]
   yield Line("comparisons", f"{told:,}", "that the rows bring themselves")
-  yield Line("ties", _of(counts["ties"], told))
-  yield Line("soft", _of(counts["soft"], told), "annotators do not all agree")
+  yield Line("ties", share(counts["ties"], told))
+  yield Line("soft", share(counts["soft"], told), "annotators do not all agree")
   refused = found.tally.refused["chosen equals rejected"]
   yield Line("chosen = rejected", f"{refused:,}", "rows, refused above")
   alike = found.tally.dropped["responses of the same tokens"]
@@ -88,17 +88,17 @@ def _comparisons(found: Findings) -> Iterator[Line]:
   )
   yield Line(
     "longer answer wins",
-    _of(*length_bias(pairs)),
+    share(*length_bias(pairs)),
     "of pairs whose answers differ in tokens; without bias, about half",
   )
   better, worse = np.array(pairs or [(0, 0)]).T
   yield Line("better answer", _spread(better), "tokens")
   yield Line("worse answer", _spread(worse), "tokens")
   if counts["scored"]:
-    yield Line("scored alike", _of(counts["scored alike"], counts["scored"]))
+    yield Line("scored alike", share(counts["scored alike"], counts["scored"]))
     yield Line(
       "scored the other way",
-      _of(counts["scored the other way"], counts["scored"]),
+      share(counts["scored the other way"], counts["scored"]),
       "the answer that is called better has the lower score",
     )
 
@@ -109,7 +109,7 @@ def length_bias(pairs: Sequence[tuple[int, int]]) -> tuple[int, int]:
   return sum(better > worse for better, worse in unlike), len(unlike)
 
 
-def _scores(found: Findings) -> Iterator[Line]:
+def scores(found: Findings) -> Iterator[Line]:
   for name, values in found.scores.items():
     low, middle, high = np.quantile(values, [0.0, 0.5, 1.0])
     yield Line(
@@ -120,7 +120,7 @@ def _scores(found: Findings) -> Iterator[Line]:
   if rated := found.counts["rated"]:
     yield Line(
       "best is tied",
-      _of(found.counts["best is tied"], rated),
+      share(found.counts["best is tied"], rated),
       "examples whose two best answers have the same first score",
     )
 
@@ -157,10 +157,11 @@ def _limits(found: Findings, max_length: int) -> Iterator[Line]:
     mark = "data.max_length; " if limit == max_length else ""
     if over or mark:
       help = f"{mark}dropped, or cut by data.truncate"
-      yield Line(f"{limit:,}", _of(over, len(lengths)), help)
+      yield Line(f"{limit:,}", share(over, len(lengths)), help)
 
 
-def _of(count: int, total: int) -> str:
+def share(count: int, total: int) -> str:
+  """A count, and what part of all it is."""
   return f"{count:,} ({count / total:.1%})" if total else f"{count:,}"
 
 
