@@ -53,7 +53,9 @@ class Model:
   remat: str = "nothing_saveable"  # a jax.checkpoint policy; '' = keep all
   attention: str = "auto"  # what computes it: auto | xla | cudnn | splash
   head_block: int = 2048  # vocabulary entries scored at a time
-  reward_axes: tuple[str, ...] = ()  # of a reward model; () = its own, or one
+  # Of a reward model; () = its own, or one. Several train on the data's scores
+  # of these names.
+  reward_axes: tuple[str, ...] = ()
   lora: Lora = Lora()
 
 

@@ -1,6 +1,6 @@
 """The order of start-up, written once."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -33,9 +33,8 @@ from jaxpref.fit.loop import fit
 from jaxpref.fit.loss import (
   compares,
   find_loss,
-  needs_labels,
   needs_mismatched,
-  ranks,
+  rated_axes,
   trains_rewards,
 )
 from jaxpref.fit.metrics import RunLog
@@ -51,6 +50,7 @@ from jaxpref.fit.step import (
   state_shapes,
   state_shardings,
 )
+from jaxpref.fit.usable import kept_responses, usable_examples
 from jaxpref.models import huggingface
 from jaxpref.models.adapter import save_adapter
 from jaxpref.models.heads import padding
@@ -61,6 +61,7 @@ from jaxpref.models.source import (
   eos_ids,
   open_source,
   resolve_model,
+  reward_names,
 )
 from jaxpref.ops.attention import resolve_backend
 from jaxpref.report import write_report
@@ -95,7 +96,12 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   resolve_backend(settings.model.attention, sharding.platform(mesh))
   folder = settings.model.tokenizer or settings.model.path
   tokenizer = tokenizers.load(folder)
-  train, test = _prepare(settings, folder)
+  axes = (
+    rated_axes(find_loss(settings.loss), reward_names(settings.model))
+    if rewards
+    else ()
+  )
+  train, test = _prepare(settings, folder, axes)
   if "fit" not in settings.stages:
     return True
   check_same_data(workdir, train, test)
@@ -260,7 +266,7 @@ def _resolve(settings: config.Config, mesh: jax.sharding.Mesh) -> config.Config:
 
 
 def _prepare(
-  settings: config.Config, folder: str
+  settings: config.Config, folder: str, axes: Sequence[str]
 ) -> tuple[Prepared, Prepared | None]:
   data = settings.data
   if data.eval_path and data.eval_holdout:
@@ -278,12 +284,15 @@ def _prepare(
   def read(path: str, format: str) -> Prepared:
     found = prepare(dataclasses.replace(data, format=format), path, folder)
     say(found.summary())
-    found, told = pair.with_pairs(found, settings.pair)
+    found, told = pair.with_pairs(found, settings.pair, axes)
     if told:
       say(told)
     if data.curriculum.criterion:
       found = found.by_comparison()
-    return _usable(found, path, find_loss(settings.loss))
+    found, told = usable_examples(found, path, find_loss(settings.loss))
+    if told:
+      say(told)
+    return found
 
   def read_source(name: str) -> Prepared:
     say(f"Source {name}:")
@@ -299,6 +308,8 @@ def _prepare(
   test = read(data.eval_path, data.format) if data.eval_path else None
   if data.eval_holdout:
     train, test = split_holdout(train, data.eval_holdout, data.seed)
+  if axes:
+    pair.check_axes(train, axes, compared=compares(find_loss(settings.loss)))
   if data.curriculum.stages > 1:
     train, told = take_stage(train, data.curriculum)
     say(told)
@@ -307,46 +318,6 @@ def _prepare(
     train = train.with_mismatched(*sizes)
     test = test and test.with_mismatched(*sizes)
   return train, test
-
-
-def _usable(data: Prepared, path: str, loss: Callable[..., Any]) -> Prepared:
-  """The examples that the loss can use."""
-  first = data.first_response[:-1]
-  if compares(loss):
-    usable = np.diff(data.first_comparison) > 0
-    what = "comparison"
-    advice = (
-      "This loss needs rows with `chosen` and `rejected`; labelled answers "
-      "train with config.loss.name=kto, and answers alone with sft."
-    )
-  elif ranks(loss):
-    usable = np.add.reduceat(np.isfinite(data.score), first) > 1
-    what = "list of scored answers"
-    advice = (
-      "This loss needs rows with several scored or ranked responses, or with "
-      "`chosen` and `rejected`; answers alone train with config.loss.name=sft."
-    )
-  elif needs_labels(loss):
-    usable = np.logical_or.reduceat(data.label >= 0, first)
-    what = "label"
-    advice = (
-      "This loss needs rows with `completion` and `label`, or with `chosen` "
-      "and `rejected`; answers alone train with config.loss.name=sft."
-    )
-  else:
-    usable = np.logical_or.reduceat(data.imitated, first)
-    what = "answer to imitate"
-    advice = "All are labelled undesirable; config.loss.name=kto uses those."
-  if not usable.any():
-    raise UserError(f"{path} holds no {what}. {advice}")
-  if not usable.all():
-    count = len(data) - np.count_nonzero(usable)
-    say(f"{count:,} examples without {what} left out.")
-    data = data.select(np.flatnonzero(usable))
-  if needs_labels(loss):
-    bad, good = (np.count_nonzero(data.label == kind) for kind in (0, 1))
-    say(f"{good:,} desirable and {bad:,} undesirable responses.")
-  return data
 
 
 def _check_suits(source: Source, *parts: Prepared | None) -> None:
@@ -401,17 +372,6 @@ def _make_steps(
   )
   _tell_of_empty_rows(steps)
   return steps, make(test, kept=kept_responses(test, loss)) if test else None
-
-
-def kept_responses(data: Prepared, loss: Callable[..., Any]) -> np.ndarray:
-  """Which responses the loss looks at; the others are not computed."""
-  if compares(loss):
-    return data.compared
-  if ranks(loss):
-    return np.isfinite(data.score)
-  if needs_labels(loss):
-    return (data.label >= 0) | data.mismatched
-  return data.imitated
 
 
 def _tell_of_empty_rows(steps: Steps) -> None:

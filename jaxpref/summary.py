@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from jaxpref.fit.metrics import read_metrics
+from jaxpref.report.read import axes_of
 
 _ROWS = (
   ("held-out loss", "eval/loss", "{:.4f}"),
@@ -20,7 +21,12 @@ def before_and_after(workdir: pathlib.Path) -> str:
   """A table of the first and the last value of what was measured."""
   lines = read_metrics(workdir)
   table = [f"{'':36}{'before':>10}{'after':>10}"]
+  rows = []
   for label, name, form in _ROWS:
+    rows.append((label, name, form))
+    for axis in axes_of(lines, name):
+      rows.append((f"  on {axis}", f"{name}/{axis}", form))
+  for label, name, form in rows:
     values = [each for each in lines if each.get(name) is not None]
     if not values:
       continue
@@ -33,6 +39,6 @@ def before_and_after(workdir: pathlib.Path) -> str:
 
 def _cell(line: Mapping[str, Any], name: str, form: str) -> str:
   # Policy and reference are the same then, and a tie counts as wrong.
-  if name.endswith("rewards/accuracies") and line.get("eval/rewards/ties") == 1:
+  if "rewards/accuracies" in name and line.get("eval/rewards/ties") == 1:
     return "all ties"
   return form.format(line[name])

@@ -138,6 +138,8 @@ class Slots:
   # Where its last token stands among all of the micro-batch, row after row.
   last: Int32[Leaf, "slots"]
   score: Float32[Leaf, "slots"]  # larger is better; 0 where there is none
+  # On each axis that a reward model trains on, if those; NaN where not rated.
+  ratings: Float32[Leaf, "slots axes"] | None = None
 
 
 @_pytree
@@ -150,6 +152,8 @@ class Comparisons:
   valid: Bool[Leaf, "pairs"]
   weight: Float32[Leaf, "pairs"]
   preference: Float32[Leaf, "pairs"]
+  # As `preference`, on each axis of `Slots.ratings`; NaN where not compared.
+  preferences: Float32[Leaf, "pairs axes"] | None = None
 
 
 @_pytree

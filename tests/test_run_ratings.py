@@ -7,7 +7,7 @@ import pyarrow as pa
 from pyarrow import parquet
 import pytest
 
-from jaxpref import config
+from jaxpref import config, launch
 from jaxpref.errors import UserError
 from jaxpref.fit.metrics import read_metrics
 from jaxpref.run import run
@@ -87,6 +87,39 @@ def test_ratings_of_another_axis_make_pairs(start, tmp_path, capsys):
   file = _ultrafeedback(tmp_path / "ratings.parquet")
   start(file, "dpo", axis="helpfulness")
   assert "on the score 'helpfulness' makes 4" in capsys.readouterr().out
+
+
+def test_helpsteer2s_ratings_train_a_reward_on_each_axis(
+  tokenizer, own_cache, tmp_path
+):
+  """From the command line, with two of its axes."""
+  axes = "helpfulness", "correctness", "coherence", "complexity", "verbosity"
+  rated = lambda *scores: dict(zip(axes, scores, strict=True))
+  rows = [
+    {"prompt": f"Question {i}?", "response": f"Answer {n}.", **scores}
+    for i in range(4)
+    for n, scores in enumerate((rated(4, 4, 4, 1, 1), rated(2, 3, 4, 2, 3)))
+  ]
+  file = tmp_path / "rated.jsonl"
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  overrides = {
+    "model.tokenizer": tokenizer, "model.arch.hidden_size": 16,
+    "model.arch.num_hidden_layers": 1, "model.arch.num_attention_heads": 2,
+    "model.reward_axes": "('verbosity','helpfulness')", "data.path": file,
+    "data.max_length": 128, "data.batch_size": 4, "train.steps": 20,
+    "optimizer.learning_rate": 3e-2, "mesh.fsdp": 1,
+  }  # fmt: skip
+  given = [f"--config.{key}={value}" for key, value in overrides.items()]
+  workdir = f"--workdir={tmp_path / 'run'}"
+  assert launch.main(["--config=configs/reward_axes.py", workdir, *given]) == 0
+  first, *_, last = read_metrics(tmp_path / "run")
+  # A head of zeros: (1 + 16) / 2 of one answer, (9 + 4) / 2 of the other.
+  assert first["loss"] == pytest.approx(7.5)
+  assert first["rewards/errors/verbosity"] == pytest.approx(2.0)
+  assert first["rewards/errors/helpfulness"] == pytest.approx(3.0)
+  assert last["loss"] < 1.5
+  told = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
+  assert told["id2label"] == {"0": "verbosity", "1": "helpfulness"}
 
 
 def test_helpsteer3s_ties_are_no_chosen_and_rejected(start, tmp_path, capsys):

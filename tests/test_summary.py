@@ -22,6 +22,14 @@ def test_first_and_last_value_with_the_error(tmp_path):
   assert loss.split() == ["training", "loss", "0.6900", "0.2500"]
 
 
+def test_each_axis_has_a_line(tmp_path):
+  name = "eval/rewards/accuracies"
+  values = {name: 0.75, f"{name}/wit": 0.5, f"{name}/wit_stderr": 0.125}
+  _write(tmp_path, {"step": 0, **values}, {"step": 2, **values})
+  _, _, wit = before_and_after(tmp_path).splitlines()
+  assert wit.split() == ["on", "wit", "0.500", "0.500", "±", "0.125"]
+
+
 def test_what_was_not_measured_is_left_out(tmp_path):
   _write(tmp_path, {"step": 1, "loss": 0.5, "eval/loss": None})
   text = before_and_after(tmp_path)

@@ -90,12 +90,13 @@ def make_batch(
   return batch
 
 
-def batch_shapes(shape: Shape, *, cached: bool) -> TextBatch:
+def batch_shapes(shape: Shape, *, cached: bool, axes: int = 0) -> TextBatch:
   """What `make_batch` makes, as a jax.ShapeDtypeStruct for each array.
 
   Args:
     shape: the sizes.
     cached: whether the batch carries log-probs of the reference.
+    axes: on how many axes the data are rated, for a reward model of several.
   """
   micro = shape.micro_batches
 
@@ -122,6 +123,7 @@ def batch_shapes(shape: Shape, *, cached: bool) -> TextBatch:
       mismatched=array(np.bool_, shape.slots),
       last=array(np.int32, shape.slots),
       score=array(np.float32, shape.slots),
+      ratings=array(np.float32, shape.slots, axes) if axes else None,
     ),
     comparisons=Comparisons(
       better=array(np.int32, shape.comparisons),
@@ -129,6 +131,9 @@ def batch_shapes(shape: Shape, *, cached: bool) -> TextBatch:
       valid=array(np.bool_, shape.comparisons),
       weight=array(np.float32, shape.comparisons),
       preference=array(np.float32, shape.comparisons),
+      preferences=(
+        array(np.float32, shape.comparisons, axes) if axes else None
+      ),
     ),
     lists=Lists(
       slot=array(np.int32, shape.lists, shape.items),
@@ -265,6 +270,7 @@ def _slots(data: Prepared, packing: Packing, shape: Shape) -> Slots:
   example_id, label = np.zeros(size, np.int32), np.full(size, -1, np.int32)
   valid, mismatched = np.zeros(size, bool), np.zeros(size, bool)
   score = np.zeros(size, np.float32)
+  ratings = _unrated(size, data.ratings)
   for m, micro in enumerate(packing):
     numbers = list(_slot_numbers(micro))
     here = m, slice(len(numbers))
@@ -272,6 +278,8 @@ def _slots(data: Prepared, packing: Packing, shape: Shape) -> Slots:
     label[here] = data.label[numbers]
     mismatched[here] = data.mismatched[numbers]
     score[here] = np.nan_to_num(data.score[numbers])
+    if ratings is not None:
+      ratings[here] = data.ratings[numbers]
     valid[here] = True
   return Slots(
     example_id=example_id,
@@ -280,7 +288,14 @@ def _slots(data: Prepared, packing: Packing, shape: Shape) -> Slots:
     mismatched=mismatched,
     last=np.zeros(size, np.int32),  # written with the rows
     score=score,
+    ratings=ratings,
   )
+
+
+def _unrated(size: tuple[int, int], like: np.ndarray) -> np.ndarray | None:
+  """NaN on as many axes as `like` has; None where it has none."""
+  axes = like.shape[1]
+  return np.full((*size, axes), np.nan, np.float32) if axes else None
 
 
 def _lists(data: Prepared, packing: Packing, shape: Shape) -> Lists:
@@ -300,6 +315,7 @@ def _comparisons(data: Prepared, packing: Packing, shape: Shape) -> Comparisons:
   better, worse = np.zeros(size, np.int32), np.zeros(size, np.int32)
   valid = np.zeros(size, bool)
   weight, preference = np.ones(size, np.float32), np.ones(size, np.float32)
+  preferences = _unrated(size, data.preferences)
   for m, micro in enumerate(packing):
     slot_of = _slot_numbers(micro)
     here = _compared(data, micro)
@@ -307,6 +323,8 @@ def _comparisons(data: Prepared, packing: Packing, shape: Shape) -> Comparisons:
     worse[m, : len(here)] = [slot_of[int(data.worse[c])] for c in here]
     weight[m, : len(here)] = data.weight[here]
     preference[m, : len(here)] = data.preference[here]
+    if preferences is not None:
+      preferences[m, : len(here)] = data.preferences[here]
     valid[m, : len(here)] = True
   return Comparisons(
     better=better,
@@ -314,4 +332,5 @@ def _comparisons(data: Prepared, packing: Packing, shape: Shape) -> Comparisons:
     valid=valid,
     weight=weight,
     preference=preference,
+    preferences=preferences,
   )

@@ -14,6 +14,7 @@ from typing import Any
 from jaxtyping import Bool, Float32, Int32, Int64
 import numpy as np
 
+from jaxpref.data import view
 from jaxpref.data.arrays import read_arrays
 from jaxpref.data.text import EVENTS
 from jaxpref.errors import UserError
@@ -38,6 +39,8 @@ class Pairing:
   weight: Float32[np.ndarray, " c"]
   first_comparison: Int32[np.ndarray, " bounds"]
   score: Float32[np.ndarray, " m"]  # larger is better; NaN: not scored
+  ratings: Float32[np.ndarray, "m rewards"]  # see `Prepared.ratings`
+  preferences: Float32[np.ndarray, "c rewards"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,6 +101,20 @@ class Prepared:
     others are preferred to it.
     """
     return self._view["score"]
+
+  @property
+  def ratings(self) -> Float32[np.ndarray, "m rewards"]:
+    """Scores on the axes of a reward model that trains on several.
+
+    In its order; NaN where a response has none. Without such a model there
+    are no axes.
+    """
+    return self._view["ratings"]
+
+  @property
+  def preferences(self) -> Float32[np.ndarray, "c rewards"]:
+    """P(better is preferred) on each axis of `ratings`; NaN: not compared."""
+    return self._view["preferences"]
 
   @property
   def compared(self) -> Bool[np.ndarray, " m"]:
@@ -162,7 +179,7 @@ class Prepared:
   @functools.cached_property
   def first_token(self) -> Int64[np.ndarray, " bounds"]:
     """Where each response begins among all response tokens in a row."""
-    return _offsets(self.response_lengths)
+    return view.offsets(self.response_lengths)
 
   @functools.cached_property
   def max_length(self) -> int:
@@ -277,174 +294,32 @@ class Prepared:
 
   def _whole(self) -> dict[str, Any]:
     """The arrays of all examples."""
-    view = {**self._arrays, **_starts(self._arrays)}
+    whole = {**self._arrays, **view.starts(self._arrays)}
     if self.pairing is not None:
-      view |= dataclasses.asdict(self.pairing)
+      whole |= dataclasses.asdict(self.pairing)
     else:
-      view["score"] = _wins(view)
-    view["label"] = _labels(view)
-    view["mismatched"] = np.zeros(len(view["label"]), bool)
-    return view
+      whole["score"] = view.wins(whole)
+      for name, of in (("ratings", "label"), ("preferences", "better")):
+        whole[name] = np.zeros((len(whole[of]), 0), np.float32)
+    whole["label"] = view.labels(whole)
+    whole["mismatched"] = np.zeros(len(whole["label"]), bool)
+    return whole
 
   @functools.cached_property
   def _view(self) -> Mapping[str, np.ndarray]:
-    view = self._whole()
+    found = self._whole()
     if self.apart:
-      view = _apart(view)
+      found = view.apart(found)
     if self.examples is not None:
-      view = _select(view, self.examples)
+      found = view.select(found, self.examples)
     if self.mismatch is None:
-      return view
+      return found
     block, max_length = self.mismatch
-    other = _partners(_prompt_numbers(view, self._tokens), block)
-    return _borrow(view, other, max_length)
+    other = view.partners(view.prompt_numbers(found, self._tokens), block)
+    return view.borrow(found, other, max_length)
 
 
 def _told(kinds: Mapping[str, int], word: str) -> str:
   parts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
   total = sum(kinds.values())
   return f"{total:,} {word} ({parts})" if total else f"none {word}"
-
-
-def _starts(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Where prompts and responses begin: each prompt, then its responses."""
-  prompts = _offsets(arrays["prompt_lengths"])
-  responses = _offsets(arrays["response_lengths"])
-  first = arrays["first_response"]
-  return {
-    "prompt_start": prompts[:-1] + responses[first[:-1]],
-    "response_start": responses[:-1] + np.repeat(prompts[1:], np.diff(first)),
-  }
-
-
-def _labels(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-  """The data's labels, and what comparisons say of responses without one."""
-  own = arrays["label"]
-  better, worse = np.zeros(len(own), bool), np.zeros(len(own), bool)
-  sure = arrays["preference"] != 0.5  # a tie makes neither desirable
-  better[arrays["better"][sure]] = worse[arrays["worse"][sure]] = True
-  compared = np.where(better == worse, -1, better)
-  return np.where(own < 0, compared, own).astype(np.int32)
-
-
-def _wins(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-  """By how many comparisons more each response is the better than the worse."""
-  score = np.full(len(arrays["label"]), np.nan, np.float32)
-  sides = arrays["better"], arrays["worse"]
-  for side in sides:
-    score[side] = 0.0
-  margin = 2.0 * arrays["preference"] - 1.0
-  for side, sign in zip(sides, (1.0, -1.0), strict=True):
-    np.add.at(score, side, sign * margin)
-  return score
-
-
-def _prompt_numbers(view: Mapping[str, np.ndarray], tokens: Any) -> np.ndarray:
-  """A number for each example, the same where the prompts are."""
-  seen: dict[bytes, int] = {}
-  spans = zip(view["prompt_start"], view["prompt_lengths"], strict=True)
-  texts = (tokens[start : start + length].tobytes() for start, length in spans)
-  return np.array([seen.setdefault(text, len(seen)) for text in texts])
-
-
-def _partners(prompts: np.ndarray, block: int) -> np.ndarray:
-  """The example whose responses each one borrows; see `with_mismatched`."""
-  other = np.arange(len(prompts))
-  # One that would be alone at the end joins the block before it.
-  cuts = range(block, len(prompts) - 1, block)
-  for here in np.split(np.arange(len(prompts)), cuts):
-    _, first, which, counts = np.unique(
-      prompts[here], return_index=True, return_inverse=True, return_counts=True
-    )
-    # With alike prompts in a row, a step over the most of them leads to
-    # another one, unless they are more than half of the block.
-    order = here[np.argsort(first[which], kind="stable")]
-    other[order] = np.roll(order, counts.max() % len(here) or 1)
-  return other
-
-
-def _borrow(
-  view: Mapping[str, np.ndarray], other: np.ndarray, max_length: int
-) -> dict[str, Any]:
-  """Adds to each example the responses of `other`, cut to fit."""
-  first = view["first_response"]
-  borrowed, bounds = _ranges(first, other)
-  own = np.arange(first[-1]) + np.repeat(bounds[:-1], np.diff(first))
-  taken = np.zeros(first[-1] + bounds[-1], np.int64)
-  new = np.ones(len(taken), bool)
-  new[own] = False
-  taken[own], taken[new] = np.arange(first[-1]), borrowed
-  room = max_length - np.repeat(view["prompt_lengths"], np.diff(bounds))
-  lengths = view["response_lengths"][taken]
-  lengths[new] = np.minimum(lengths[new], room)
-  return {
-    **view,
-    **{name: view[name][taken] for name in _OF_RESPONSES},
-    "scores": view["scores"][:, taken],
-    "response_lengths": lengths,
-    "label": np.where(new, -1, view["label"][taken]).astype(np.int32),
-    "score": np.where(new, np.float32(np.nan), view["score"][taken]),
-    "mismatched": new,
-    "first_response": first + bounds,
-    "better": own[view["better"]].astype(np.int32),
-    "worse": own[view["worse"]].astype(np.int32),
-  }
-
-
-def _apart(view: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """An example for each comparison, the better of its two responses first."""
-  counts = np.diff(view["first_comparison"])
-  example = np.repeat(np.arange(len(counts)), counts)
-  responses = np.stack([view["better"], view["worse"]], axis=1).reshape(-1)
-  bounds = np.arange(len(example) + 1, dtype=np.int32)
-  return {
-    **{name: view[name][example] for name in _OF_EXAMPLES},
-    **{name: view[name][responses] for name in _OF_RESPONSES},
-    "scores": view["scores"][:, responses],
-    "preference": view["preference"],
-    "weight": view["weight"],
-    "better": 2 * bounds[:-1],
-    "worse": 2 * bounds[:-1] + 1,
-    "first_response": 2 * bounds,
-    "first_comparison": bounds,
-  }
-
-
-def _select(
-  view: Mapping[str, np.ndarray], examples: np.ndarray
-) -> dict[str, np.ndarray]:
-  responses, first_response = _ranges(view["first_response"], examples)
-  compared, first_comparison = _ranges(view["first_comparison"], examples)
-  moved = first_response[:-1] - view["first_response"][examples]
-  moved = np.repeat(moved, np.diff(first_comparison)).astype(np.int32)
-  return {
-    **{name: view[name][examples] for name in _OF_EXAMPLES},
-    **{name: view[name][responses] for name in _OF_RESPONSES},
-    "scores": view["scores"][:, responses],
-    "better": view["better"][compared] + moved,
-    "worse": view["worse"][compared] + moved,
-    "preference": view["preference"][compared],
-    "weight": view["weight"][compared],
-    "first_response": first_response,
-    "first_comparison": first_comparison,
-  }
-
-
-_OF_EXAMPLES = ("prompt_lengths", "prompt_start", "file", "row")
-_OF_RESPONSES = (
-  "response_lengths", "response_start", "label", "mismatched", "score",
-)  # fmt: skip
-
-
-def _ranges(
-  first: np.ndarray, examples: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """What belongs to the examples, and where each one's part begins."""
-  counts = np.diff(first)[examples]
-  starts = _offsets(counts)
-  steps = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
-  return np.repeat(first[examples], counts) + steps, starts.astype(np.int32)
-
-
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-  return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

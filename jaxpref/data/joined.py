@@ -147,5 +147,5 @@ _NUMBERS = {
 }  # fmt: skip
 _NAMES = (
   *_NUMBERS, "prompt_lengths", "row", "response_lengths", "label",
-  "mismatched", "score", "preference", "weight",
+  "mismatched", "score", "preference", "weight", "ratings", "preferences",
 )  # fmt: skip

@@ -23,7 +23,8 @@ def held_out(
 
   A loss that is coupled over the batch is taken batch by batch, as in training.
   Names begin with `eval/`; accuracies come with their standard error, that of
-  a share p of n independent comparisons: sqrt(p (1 - p) / n).
+  a share p of n independent comparisons: sqrt(p (1 - p) / n). Of an average
+  over several axes of each it is the most that it can be.
   """
 
   def run(state: TrainState) -> dict[str, float]:
@@ -34,7 +35,7 @@ def held_out(
     summed = jax.tree.map(lambda *each: np.sum(each), *jax.device_get(results))
     values = {f"eval/{name}": x for name, x in averages(summed).items()}
     for name, term in summed.items():
-      if name.endswith("/accuracies") and term.count > 0:
+      if "/accuracies" in name and term.count > 0:
         share = values[f"eval/{name}"]
         error = math.sqrt(share * (1.0 - share) / float(term.count))
         values[f"eval/{name}_stderr"] = error

@@ -99,6 +99,33 @@ def trains_rewards(settings: config.Config) -> bool:
   return True
 
 
+def rated_axes(loss: Loss, rewards: Sequence[str]) -> tuple[str, ...]:
+  """The axes of a reward model that trains on the data's scores of that name.
+
+  Those of several rewards, or of one for a loss of scores. One reward of
+  other losses has any name, and trains on the data's comparisons or labels.
+
+  Args:
+    loss: one that takes rewards.
+    rewards: the axes of the model.
+
+  Returns: all of them, or none.
+
+  Raises UserError for several where the loss takes a label that is no score.
+  """
+  names = losses.inputs(loss)
+  if len(rewards) == 1 and not {"score", "present"} & set(names):
+    return ()
+  if "desirable" in names:
+    raise UserError(
+      f"config.loss.name: {loss.__name__!r} takes one label a response, which "
+      f"says nothing of single axes, and the model has {', '.join(rewards)}. "
+      "Name one in config.model.reward_axes; or train on scores, each axis by "
+      "itself, by config.loss.name=reward_mse_axes or bradley_terry_axes."
+    )
+  return tuple(rewards)
+
+
 def needs_rewards(names: Sequence[str]) -> bool:
   """Whether a loss with these inputs is one of reward models."""
   return any("reward" in name for name in names)
@@ -171,6 +198,7 @@ SUPPLIED = frozenset(
 """What `views.Views` computes of text."""
 
 REWARDS = frozenset(
-  {"chosen_reward", "rejected_reward", "reward", "preference", "desirable"}
-)
-"""What `reward.RewardViews` computes of it."""
+  {"chosen_reward", "rejected_reward", "reward", "preference", "desirable",
+   "score", "present"}
+)  # fmt: skip
+"""What `reward.RewardViews` and `axes.AxisViews` compute of it."""

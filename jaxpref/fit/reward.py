@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from jaxpref import config, losses
-from jaxpref.errors import UserError
-from jaxpref.fit.loss import compares, find_loss, own_options
+from jaxpref.fit.axes import axis_terms
+from jaxpref.fit.loss import compares, find_loss, own_options, rated_axes
 from jaxpref.fit.merge import merge_micro_batches
 from jaxpref.fit.objectives import (
   Objective,
@@ -48,6 +48,8 @@ def reward_objective(
 ) -> Objective:
   """The objective of `settings.name` on rewards of packed text.
 
+  Several rewards train on the data's scores, see `axes.axis_terms`.
+
   Roles: `policy` (trainable), the reward model; under an adapter it is the
   factors and the head, and `base` (frozen) the rest.
 
@@ -56,16 +58,11 @@ def reward_objective(
     settings: the loss and its options.
     training: whether an adapter drops inputs.
 
-  Raises UserError for a loss of another number of rewards.
+  Raises UserError for a loss that does not take several, where there are.
   """
   loss = find_loss(settings)
   unit, coupled, _ = losses.spec(loss)
-  if len(definition.rewards) > 1:
-    raise UserError(
-      f"config.loss.name: {settings.name!r} trains one reward, and the model "
-      f"has {', '.join(definition.rewards)}. Name one in "
-      "config.model.reward_axes."
-    )
+  axes = rated_axes(loss, definition.rewards)
 
   def forward(
     trainable: Roles, frozen: Roles, batch: TextBatch, key: jax.Array
@@ -78,6 +75,11 @@ def reward_objective(
   def terms(
     state: Any, batch: TextBatch, rewards: Array
   ) -> tuple[Terms, Any, Terms]:
+    if axes:
+      found, metrics = axis_terms(
+        loss, own_options(settings), axes, batch, rewards
+      )
+      return found, state, jax.lax.stop_gradient(metrics)
     views = RewardViews(batch, rewards[:, 0], unit)
     found = {"loss": loss_term(loss, own_options(settings), views)}
     metrics = _metrics(views, loss)

@@ -126,7 +126,7 @@ def read_definition(
     remat=settings.remat,
     attention=settings.attention,
     lora=settings.lora,
-    rewards=_rewards(settings) if rewards else (),
+    rewards=reward_names(settings) if rewards else (),
   )
 
 
@@ -141,7 +141,11 @@ def resolve_model(settings: config.Model, platform: str) -> config.Model:
   return dataclasses.replace(settings, dtype=dtype, lora=lora)
 
 
-def _rewards(settings: config.Model) -> tuple[str, ...]:
+def reward_names(settings: config.Model) -> tuple[str, ...]:
+  """The axes of a reward model: the config's, the folder's, or one.
+
+  Raises UserError where the folder has a head with others.
+  """
   path = pathlib.Path(settings.path) / "config.json"
   given = huggingface.read_json(path) if settings.path else {}
   return reward_axes(given, settings.reward_axes, str(path))

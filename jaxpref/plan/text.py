@@ -17,6 +17,7 @@ from jaxpref.fit.loss import (
   find_loss,
   needs_labels,
   needs_mismatched,
+  rated_axes,
   trains_rewards,
 )
 from jaxpref.fit.optimizer import make_optimizer, make_schedule
@@ -52,7 +53,11 @@ def text_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   shapes = {"policy": definition.shapes}
   where = state_shardings(mesh, tx, shapes, {"policy": places})
   shape = step_shape(settings, mesh)
-  batch = batch_shapes(shape, cached=settings.reference.mode == "cached")
+  batch = batch_shapes(
+    shape,
+    cached=settings.reference.mode == "cached",
+    axes=len(rated_axes(find_loss(settings.loss), definition.rewards)),
+  )
   return Job(
     objective=find_objective(definition, settings, training=True),
     tx=tx,

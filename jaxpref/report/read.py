@@ -60,6 +60,17 @@ def ends(lines: Sequence[Row], key: str) -> tuple[float | None, float | None]:
   return before, after
 
 
+def axes_of(lines: Sequence[Row], key: str) -> list[str]:
+  """The axes of a reward model of several: AXIS of each measure KEY/AXIS."""
+  start = f"{key}/"
+  names = dict.fromkeys(name for line in lines for name in line)
+  return [
+    name.removeprefix(start)
+    for name in names
+    if name.startswith(start) and not name.endswith("_stderr")
+  ]
+
+
 def starts_tied(lines: Sequence[Row]) -> bool:
   """Whether policy and reference were one before training.
 

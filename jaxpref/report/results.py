@@ -5,7 +5,15 @@ import math
 from typing import NamedTuple
 
 from jaxpref.report.numbers import number, percent
-from jaxpref.report.read import Row, ends, finite, series, starts_tied, step_of
+from jaxpref.report.read import (
+  Row,
+  axes_of,
+  ends,
+  finite,
+  series,
+  starts_tied,
+  step_of,
+)
 
 _Pair = tuple[float | None, float | None]  # before, after
 
@@ -52,9 +60,12 @@ def headline(lines: Sequence[Row], rows: Sequence[Result]) -> str:
 
 
 def _held_out(lines: Sequence[Row]) -> Iterator[Result]:
+  accuracy = "eval/rewards/accuracies"
+  axes = {"": "", **{f"/{x}": f" on {x}" for x in axes_of(lines, accuracy)}}
   for key, name, text, sign, about in (
-    ("eval/rewards/accuracies", "Reward accuracy", percent, 1,
-     "held-out comparisons where the preferred answer has the larger reward"),
+    *((f"{accuracy}{axis}", f"Reward accuracy{told}", percent, 1,
+       "held-out comparisons where the preferred answer has the larger reward")
+      for axis, told in axes.items()),
     ("eval/logps/accuracies", "Preferred answer is the likelier one", percent,
      1, "held-out comparisons where the model gives it more probability"),
     ("eval/rewards/margins", "Reward margin", number, 1,
@@ -66,7 +77,7 @@ def _held_out(lines: Sequence[Row]) -> Iterator[Result]:
       continue
     errors = ends(lines, f"{key}_stderr")
     row = _result(name, about, pair, errors, text=text, sign=sign)
-    if key == "eval/rewards/accuracies" and starts_tied(lines):
+    if key.startswith(accuracy) and starts_tied(lines):
       row = row._replace(before="all ties", change="", better=None)
     yield row
 

@@ -8,8 +8,8 @@ import pytest
 from jaxpref import config, losses
 from jaxpref.config import Pair
 from jaxpref.errors import UserError
+from jaxpref.fit.usable import kept_responses
 from jaxpref.pair import compare, pair_record, with_pairs
-from jaxpref.run import kept_responses
 from jaxpref.types import Comparison, Record, Response
 
 SCORES = [2.0, 9.0, math.nan, 8.5, 4.0]

@@ -150,6 +150,25 @@ def test_a_planned_step_is_the_one_that_runs():
   assert job.batch.tokens.sharding.spec == jax.P(None, ("data", "fsdp"))
 
 
+@pytest.mark.parametrize("loss", ["bradley_terry", "reward_mse_axes"])
+def test_a_step_of_several_rewards(loss):
+  arch = _settings().model.arch
+  model = {"arch": arch, "reward_axes": ("a", "b")}
+  job = text_job(
+    _settings(model=model, loss={"name": loss}), sharding.make_mesh(1, 1, 1)
+  )
+  slots, pairs = job.batch.slots, job.batch.comparisons
+  assert slots.ratings.shape == (*slots.valid.shape, 2)
+  assert pairs.preferences.shape == (*pairs.valid.shape, 2)
+  micro = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), job.batch
+  )
+  found = jax.eval_shape(
+    job.objective, job.state.params, job.frozen, {}, micro, jax.random.key(0)
+  )
+  assert {"rewards/accuracies/a", "rewards/accuracies/b"} < found[2].keys()
+
+
 def test_a_window_limits_what_a_token_sees():
   shape = LlamaConfig(
     vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,

@@ -44,6 +44,17 @@ def test_a_reference_that_is_not_the_start_counts_from_the_start():
   assert (row.before, row.change) == ("all ties", "")
 
 
+def test_each_axis_of_a_reward_model_has_a_row():
+  lines = _lines("eval/rewards/accuracies", 0.25, 0.75)
+  lines[1] |= {
+    "eval/rewards/accuracies/wit": 0.5,
+    "eval/rewards/accuracies/wit_stderr": 0.125,
+  }
+  row, wit = results(lines, [])
+  assert (row.name, wit.name) == ("Reward accuracy", "Reward accuracy on wit")
+  assert wit.after.replace("\xa0", " ") == "50.0 % ± 12.5 %"
+
+
 def test_scores_of_samples():
   samples = [
     {"step": step, "scores": {"pattern": float(good), "reward": 2.0 * good}}
