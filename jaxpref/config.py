@@ -19,7 +19,7 @@ from typing import (
 
 import ml_collections
 
-from jaxpref.config_checks import check_curriculum, check_lora, check_sources
+from jaxpref import config_checks as checks
 from jaxpref.errors import UserError, nearest
 from jaxpref.files import import_file
 
@@ -42,6 +42,14 @@ class Lora:
 
 
 @_section
+class Prompt:
+  """Virtual tokens before every text, which train while the weights stay."""
+
+  length: int = 0  # how many; 0 = off
+  path: str = ""  # a PEFT folder to start from, which says how many
+
+
+@_section
 class Model:
   family: str = "llama"
   path: str = ""  # a Hugging Face folder; '' = random weights from `arch`
@@ -57,6 +65,17 @@ class Model:
   # of these names.
   reward_axes: tuple[str, ...] = ()
   lora: Lora = Lora()
+  prompt: Prompt = Prompt()
+
+  @property
+  def adapts(self) -> bool:
+    """Whether the weights stay, and something beside them trains."""
+    return self.lora.rank > 0 or self.prompt.length > 0
+
+  @property
+  def adapter_path(self) -> str:
+    """The folder of what trained beside them before; '' for none."""
+    return self.lora.path or self.prompt.path
 
 
 @_section
@@ -212,8 +231,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "optimizer.schedule": ("constant", "linear", "cosine"),
 }
 PATHS = (
-  "model.path", "model.tokenizer", "model.lora.path", "reference.path",
-  "data.path", "data.eval_path", "sample.prompts", "sample.image",
+  "model.path", "model.tokenizer", "model.lora.path", "model.prompt.path",
+  "reference.path", "data.path", "data.eval_path", "sample.prompts",
+  "sample.image",
 )  # fmt: skip
 POSITIVE = (
   "model.head_block", "data.max_length", "data.row_length",
@@ -409,24 +429,12 @@ def _check_values(config: Config) -> None:
   for key in ("optimizer.b1", "optimizer.b2"):
     if (value := _get(config, key)) >= 1:
       raise UserError(f"config.{key} is {value}; it must be below 1.")
-  if not 0 < config.sample.top_p <= 1:
-    raise UserError(
-      f"config.sample.top_p is {config.sample.top_p}; it must be above 0 and "
-      "at most 1, which keeps all tokens."
-    )
-  check_lora(config.model.lora)
-  check_sources(config.data)
-  check_curriculum(config)
-  _check_stages(config)
-
-
-def _check_stages(config: Config) -> None:
-  for stage in config.stages:
-    if stage not in ("prepare", "sample", "fit"):
-      raise UserError(
-        f"config.stages names {stage!r}; it may hold 'prepare' and 'fit', or "
-        "'sample' for images."
-      )
+  checks.check_top_p(config.sample)
+  checks.check_lora(config.model.lora)
+  checks.check_prompt(config)
+  checks.check_sources(config.data)
+  checks.check_curriculum(config)
+  checks.check_stages(config.stages)
 
 
 def _get(config: Any, key: str) -> Any:

@@ -1,5 +1,6 @@
 """What values of settings go together, where that takes more than a table."""
 
+from collections.abc import Sequence
 import math
 from typing import Any
 
@@ -82,4 +83,53 @@ def check_lora(lora: Any) -> None:
     raise UserError(
       "config.model.lora is given without a rank, and without one all weights "
       "would train. Set config.model.lora.rank, for example to 16."
+    )
+
+
+def check_prompt(config: Any) -> None:
+  """Raises UserError for virtual tokens that cannot be had with the rest."""
+  prompt, lora = config.model.prompt, config.model.lora
+  if prompt.length < 0:
+    raise UserError(
+      f"config.model.prompt.length is {prompt.length}; it must not be "
+      "negative, and 0 trains without virtual tokens."
+    )
+  if not (prompt.length or prompt.path):
+    return
+  if lora.rank or lora.path:
+    raise UserError(
+      "config.model.prompt and config.model.lora are both set, and one of them "
+      "trains at a time. Leave out the length (and path) of the one, or the "
+      "rank (and path) of the other."
+    )
+  if config.model.family != "llama":
+    raise UserError(
+      "config.model.prompt is for models of text, and config.model.family is "
+      f"{config.model.family!r}. Leave it out."
+    )
+  if config.data.curriculum.stages > 1:
+    raise UserError(
+      "config.model.prompt cannot go through the stages of a curriculum: each "
+      "begins with the weights that the one before it exported, and virtual "
+      "tokens cannot be added to weights. Set config.data.curriculum.stages=1, "
+      "or train an adapter by config.model.lora.rank."
+    )
+
+
+def check_stages(stages: Sequence[str]) -> None:
+  """Raises UserError for a stage that there is not."""
+  for stage in stages:
+    if stage not in ("prepare", "sample", "fit"):
+      raise UserError(
+        f"config.stages names {stage!r}; it may hold 'prepare' and 'fit', or "
+        "'sample' for images."
+      )
+
+
+def check_top_p(sample: Any) -> None:
+  """Raises UserError for no probability at all, and for more than all."""
+  if not 0 < sample.top_p <= 1:
+    raise UserError(
+      f"config.sample.top_p is {sample.top_p}; it must be above 0 and at most "
+      "1, which keeps all tokens."
     )

@@ -56,6 +56,7 @@ from jaxpref.models.adapter import save_adapter
 from jaxpref.models.heads import padding
 from jaxpref.models.llama.flops import Tree
 from jaxpref.models.lora import overlay
+from jaxpref.models.prompt_file import save_prompt
 from jaxpref.models.source import (
   Source,
   eos_ids,
@@ -193,23 +194,22 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
     if reached < len(steps):
       say(f"Stopped by SIGTERM after step {reached}; a rerun goes on there.")
       return False
-    huggingface.save_pretrained(
-      workdir / "export",
-      definition,
-      whole(state),
-      tokenizer_folder=folder,
-      pad_token=padding(tokenizer, stops_at) if rewards else None,
-    )
-    if source.base:
-      save_adapter(
-        workdir / "adapter",
+    made = workdir / ("adapter" if definition.prompt.length else "export")
+    if not definition.prompt.length:  # which no weights can hold
+      huggingface.save_pretrained(
+        made,
         definition,
-        state.params["policy"],
-        settings.model.path,
+        whole(state),
+        tokenizer_folder=folder,
+        pad_token=padding(tokenizer, stops_at) if rewards else None,
       )
+    if source.base:
+      save = save_prompt if definition.prompt.length else save_adapter
+      path = settings.model.path
+      save(workdir / "adapter", definition, state.params["policy"], path)
   if jax.process_index() == 0:
     page = write_report(workdir)
-    say(f"{before_and_after(workdir)}\nModel: {workdir / 'export'}")
+    say(f"{before_and_after(workdir)}\nModel: {made}")
     say(f"Report: {page}")
   return True
 
@@ -322,7 +322,7 @@ def _prepare(
 
 def _check_suits(source: Source, *parts: Prepared | None) -> None:
   """Raises UserError where the model cannot take the tokens."""
-  shape = source.definition.config
+  shape, virtual = source.definition.config, source.definition.prompt.length
   size = shape.vocab_size
   largest = max(part.max_token for part in parts if part)
   if largest >= size:
@@ -330,7 +330,7 @@ def _check_suits(source: Source, *parts: Prepared | None) -> None:
       f"The tokenizer gives token {largest}, and the model's vocabulary has "
       f"{size} entries. Set config.model.tokenizer to the model's own."
     )
-  longest = max(part.max_length for part in parts if part)
+  longest = virtual + max(part.max_length for part in parts if part)
   if (
     shape.rope_parameters.rope_type == "dynamic"
     and longest > shape.max_position_embeddings
@@ -340,7 +340,7 @@ def _check_suits(source: Source, *parts: Prepared | None) -> None:
       f"The model's 'dynamic' RoPE changes beyond "
       f"{shape.max_position_embeddings} tokens, and the data have sequences of "
       f"{longest}. Set config.data.max_length to at most "
-      f"{shape.max_position_embeddings}."
+      f"{shape.max_position_embeddings - virtual}."
     )
 
 
@@ -359,6 +359,7 @@ def _make_steps(
     row_length=data.row_length,
     share_prompts=data.share_prompts,
     buckets=data.buckets,
+    prefix=settings.model.prompt.length,
   )
   order, told = make_order(data, train)
   if told:

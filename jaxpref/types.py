@@ -191,3 +191,5 @@ class TextBatch:
   slots: Slots
   comparisons: Comparisons
   lists: Lists
+  # Each sequence begins with so many places for virtual tokens.
+  prefix: int = dataclasses.field(default=0, metadata={"static": True})

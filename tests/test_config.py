@@ -102,6 +102,20 @@ def test_configs_cannot_be_changed():
       {"model": {"lora": {"targets": "q_proj", "rank": 0}}},
       r"lora is given without a rank.* Set config\.model\.lora\.rank",
     ),
+    ({"model": {"prompt": {"length": -1}}}, r"length is -1; .* negative"),
+    (
+      {"model": {"prompt": {"length": 4}, "lora": {"path": "x"}}},
+      r"prompt and config\.model\.lora are both set",
+    ),
+    (
+      {"model": {"prompt": {"path": "x"}, "family": "sdxl"}},
+      r"prompt is for models of text",
+    ),
+    (
+      _curriculum(criterion="length", stages=2)
+      | {"model": {"prompt": {"length": 4}}},
+      r"virtual tokens cannot be added to weights",
+    ),
     (_curriculum(stages=2), r"curriculum is given without a criterion"),
     (_curriculum(criterion="length", stages=0), r"has stages=0 and stage=-1"),
     (

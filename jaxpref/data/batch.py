@@ -23,6 +23,11 @@ class Place(NamedTuple):
   length: int
 
 
+def shared_lengths(data: Prepared) -> np.ndarray:
+  """What each example's responses share: the free places, and its prompt."""
+  return data.prompt_lengths + np.int32(data.prefix)
+
+
 def needed_shape(data: Prepared, packing: Packing) -> Shape:
   """The sizes that a packing takes, a little rounded up."""
   listed = functools.partial(_listed, data)
@@ -45,6 +50,7 @@ def needed_shape(data: Prepared, packing: Packing) -> Shape:
     comparisons=max(1, *(len(_compared(data, m)) for m in packing)),
     lists=max(1, *map(len, map(listed, packing))),
     items=max([1, *(len(n) for m in packing for n in listed(m).values())]),
+    prefix=data.prefix,
   )
 
 
@@ -82,6 +88,7 @@ def make_batch(
     slots=_slots(data, packing, shape),
     comparisons=_comparisons(data, packing, shape),
     lists=_lists(data, packing, shape),
+    prefix=shape.prefix,
   )
   for m, micro in enumerate(packing):
     slot_of = _slot_numbers(micro)
@@ -139,6 +146,7 @@ def batch_shapes(shape: Shape, *, cached: bool, axes: int = 0) -> TextBatch:
       slot=array(np.int32, shape.lists, shape.items),
       valid=array(np.bool_, shape.lists, shape.items),
     ),
+    prefix=shape.prefix,
   )
 
 
@@ -178,24 +186,25 @@ def _fill_row(
   end = scored = 0
   for piece in row:
     prompt = data.prompt(piece.example)
-    shared = np.arange(end, end + len(prompt))
-    end += len(prompt)
-    batch.tokens[at][shared] = prompt
-    batch.position[at][shared] = np.arange(len(prompt))
+    head = data.prefix + len(prompt)
+    shared = np.arange(end, end + head)
+    end += head
+    batch.tokens[at][shared[data.prefix :]] = prompt
+    batch.position[at][shared] = np.arange(head)
     for number in piece.responses:
       response = data.response(number)
       own = np.arange(end, end + len(response))
       end += len(response)
       sequence = np.concatenate([shared, own])
       batch.tokens[at][own] = response
-      batch.position[at][own] = len(prompt) + np.arange(len(response))
+      batch.position[at][own] = head + np.arange(len(response))
       group, place, offset = seats[number]
       batch.expand[group][at][place, : len(sequence)] = sequence
       # Every copy of a prompt comes out the same; the last one serves.
       batch.collapse[at][sequence] = offset + np.arange(len(sequence))
       here = slice(scored, scored + len(response))
       scored += len(response)
-      batch.source[at][here] = sequence[len(prompt) - 1 : -1]
+      batch.source[at][here] = sequence[head - 1 : -1]
       batch.target[at][here] = response
       batch.slot[at][here] = slot_of[number]
       last = at[1] * shape.tokens + own[-1]
@@ -227,9 +236,10 @@ def _seats(
 
 
 def _lengths(data: Prepared, row: Row) -> dict[int, int]:
-  """Response -> tokens of its sequence, the prompt included."""
+  """Response -> tokens of its sequence, all that it shares included."""
+  shared = shared_lengths(data)
   return {
-    j: int(data.prompt_lengths[piece.example] + data.response_lengths[j])
+    j: int(shared[piece.example] + data.response_lengths[j])
     for piece in row
     for j in piece.responses
   }

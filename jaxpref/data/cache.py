@@ -20,10 +20,8 @@ from jaxpref.data.text import EVENTS
 from jaxpref.errors import UserError
 
 ARRAYS, MANIFEST, REJECTED = (
-  "data.safetensors",
-  "manifest.json",
-  "rejected.jsonl",
-)
+  "data.safetensors", "manifest.json", "rejected.jsonl",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +57,7 @@ class Prepared:
   mismatch: tuple[int, int] | None = None  # see `with_mismatched`
   pairing: Pairing | None = None  # None: the data's own comparisons
   apart: bool = False  # see `by_comparison`
+  prefix: int = 0  # places kept free before each prompt, for virtual tokens
 
   def __len__(self) -> int:
     return len(self.prompt_lengths)

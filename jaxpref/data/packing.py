@@ -38,6 +38,7 @@ class Shape:
   comparisons: int  # of a micro-batch
   lists: int = 1  # of a micro-batch
   items: int = 1  # of a list
+  prefix: int = 0  # places before each prompt, for virtual tokens
 
   def join(self, other: "Shape") -> "Shape":
     """The smallest shape that covers both."""
@@ -75,7 +76,7 @@ def split_example(
 
   Args:
     example: its number.
-    prompt: tokens of its prompt.
+    prompt: tokens of its prompt, virtual ones included.
     responses: (number, tokens) of each response.
     row_length: the most tokens a piece may take.
     share_prompts: store the prompt once a piece; else once a response.
@@ -149,7 +150,7 @@ def pack_fewest(
 
 
 def measure_waste(
-  packing: Packing, shape: Shape, prompt_lengths: Sequence[int] | np.ndarray
+  packing: Packing, shape: Shape, shared_lengths: Sequence[int] | np.ndarray
 ) -> Waste:
   """What a packing wastes of the rows of a shape that covers it."""
   loads = [sum(p.size for p in row) for micro in packing for row in micro]
@@ -163,7 +164,7 @@ def measure_waste(
     padding=used * shape.tokens - sum(loads),
     idle_rows=(rows - used) * shape.tokens,
     repeated_prompts=sum(
-      (count - 1) * int(prompt_lengths[example])
+      (count - 1) * int(shared_lengths[example])
       for example, count in copies.items()
     ),
   )

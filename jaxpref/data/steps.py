@@ -51,6 +51,7 @@ class Steps:
     num_steps: int = 0,
     order: Order | None = None,
     buckets: int = 1,
+    prefix: int = 0,
   ):
     """Looks ahead at the lengths and settles the shapes of the arrays.
 
@@ -66,10 +67,12 @@ class Steps:
       num_steps: how many steps the run has; 0 = one epoch.
       order: the examples of an epoch, in place of `shuffle` and `seed`.
       buckets: the most shapes that the planned steps are padded to.
+      prefix: places kept free before each prompt, for virtual tokens.
 
     Raises UserError if rows are too short.
     """
-    self.data, self.batch_size, self.rows = data, batch_size, rows
+    self.data = dataclasses.replace(data, prefix=prefix) if prefix else data
+    self.batch_size, self.rows = batch_size, rows
     self.row_length, self.share_prompts = row_length, share_prompts
     self.ref_token_logp: np.ndarray | None = None  # see `batch.make_batch`
     # What is done to a step's batch when it is asked for, and not before.
@@ -131,7 +134,7 @@ class Steps:
 
   def waste(self, step: int) -> Waste:
     """What a step computes and does not need."""
-    return measure_waste(*self.packing(step), self.data.prompt_lengths)
+    return measure_waste(*self.packing(step), batch.shared_lengths(self.data))
 
   def _packing(self, step: int) -> tuple[Packing, Shape]:
     """What goes where in a step, and the shape of its arrays."""
@@ -152,15 +155,17 @@ class Steps:
   def _check_rows(self) -> None:
     """Every example must fit into the rows of one micro-batch."""
     prompts = np.repeat(
-      self.data.prompt_lengths, np.diff(self.data.first_response)
+      batch.shared_lengths(self.data), np.diff(self.data.first_response)
     )
     sequences = prompts + self.data.response_lengths
     longest = int(sequences.max())
     if longest > self.row_length:
+      virtual = self.data.prefix
       raise UserError(
         f"config.data.row_length is {self.row_length}, and the longest prompt "
-        f"with one response has {longest} tokens. Set it to at least that, or "
-        "lower config.data.max_length."
+        f"with one response has {longest} tokens"
+        f"{f', {virtual} of them virtual' if virtual else ''}. Set it to at "
+        "least that, or lower config.data.max_length."
       )
     # Only examples that may be too long for one row are looked at.
     sizes = np.add.reduceat(sequences, self.data.first_response[:-1])
@@ -216,7 +221,7 @@ class Steps:
     first, last = self.data.first_response[example : example + 2]
     return split_example(
       example,
-      int(self.data.prompt_lengths[example]),
+      int(batch.shared_lengths(self.data)[example]),
       [
         (j, int(self.data.response_lengths[j]))
         for j in range(first, last)

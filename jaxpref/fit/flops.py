@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jaxpref import chips, config
 from jaxpref.models.build import Definition
-from jaxpref.models.llama.flops import Forward, Tree, forward_flops
+from jaxpref.models.llama.flops import Tree, forward_flops
 
 
 def step_flops(
@@ -16,23 +16,27 @@ def step_flops(
   With forward cost F, training all weights takes 3 F: a backward pass twice
   as much as the forward one. Below an adapter no weight needs a gradient, so
   that its backward pass costs the linear layers once. A reference that is
-  computed as it goes adds F, one that is cached nothing. `settings` have the
-  mode that `reference.with_mode` found.
+  computed as it goes adds its own F, one that is cached nothing. `settings`
+  have the mode that `reference.with_mode` found, and `trees` no virtual tokens.
   """
+  trees = list(trees)
   one = forward_flops(definition, trees)
   if definition.base:
     policy = 2.0 * one.linear + 3.0 * (one.attention + one.adapter)
   else:
     policy = 3.0 * (one.linear + one.attention)
-  return policy + _reference(settings, one)
+  return policy + _reference(settings, definition, trees)
 
 
-def _reference(settings: config.Config, one: Forward) -> float:
-  mode, lora = settings.reference.mode, settings.model.lora
+def _reference(
+  settings: config.Config, definition: Definition, trees: Iterable[Tree]
+) -> float:
+  mode, given = settings.reference.mode, settings.model.adapter_path
   if mode not in ("live", "base"):
     return 0.0
-  shares = mode == "live" and lora.path and not settings.reference.path
-  return one.linear + one.attention + (one.adapter if shares else 0.0)
+  shares = mode == "live" and given and not settings.reference.path
+  whole = definition if shares else definition.base or definition
+  return sum(forward_flops(whole, trees))
 
 
 class Speed(NamedTuple):

@@ -79,7 +79,7 @@ def check_same_base(workdir: pathlib.Path, weights: str) -> None:
   if has_checkpoint(workdir) and old.get("weights", weights) != weights:
     raise UserError(
       f"{workdir} holds a run of an adapter over other weights: the files in "
-      "config.model.path (or config.model.lora.path) have changed since it "
+      "config.model.path (or in the adapter's folder) have changed since it "
       "began. Give another --workdir, or the old files to go on with that run."
     )
 
@@ -149,7 +149,8 @@ def _refuse_changes(
 def _other_reference(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
   """Whether one compares with the base alone, one with a given adapter too."""
   modes = [each.get("reference.mode") for each in (before, now)]
-  return bool(now.get("model.lora.path")) and modes.count("base") == 1
+  given = now.get("model.lora.path") or now.get("model.prompt.path")
+  return bool(given) and modes.count("base") == 1
 
 
 def _fingerprint(train: Prepared, test: Prepared | None) -> str:

@@ -68,7 +68,14 @@ class Objective:
 def read_rows(
   definition: Definition, params: Params, batch: TextBatch, dropout_key: Any
 ) -> tuple[Llama, Float[Array, "rows tokens embed"]]:
-  """The bound model, and its hidden states of packed rows."""
+  """The bound model, and its hidden states of packed rows.
+
+  A model without virtual tokens does not see the places that rows have for
+  them.
+  """
+  if batch.prefix and not definition.prompt.length:
+    batch = without_prefix(batch)
+  assert batch.prefix == definition.prompt.length
   model = bind(definition, params, dropout_key)
   attend = packed_attention(
     batch.expand,
@@ -76,6 +83,26 @@ def read_rows(
     functools.partial(sequence_attention, backend=definition.attention),
   )
   return model, model(batch.tokens, batch.position, attend)[0]
+
+
+def without_prefix(batch: TextBatch) -> TextBatch:
+  """The same rows for a model without virtual tokens.
+
+  Their places stay in the rows, but in each sequence they come after all else,
+  where no causal attention sees them; the text begins at position 0.
+  """
+
+  def moved(x: Array) -> Array:
+    return jnp.maximum(x - batch.prefix, 0)
+
+  return dataclasses.replace(
+    batch,
+    position=moved(batch.position),
+    expand=tuple(jnp.roll(x, -batch.prefix, axis=-1) for x in batch.expand),
+    # What a virtual token's place is given does not matter.
+    collapse=moved(batch.collapse),
+    prefix=0,
+  )
 
 
 def score_text(
@@ -107,10 +134,11 @@ def text_objective(
 ) -> Objective:
   """The objective of `settings.name` on packed text.
 
-  Roles: `policy` (trainable); under an adapter it is the factors, and `base`
-  (frozen) the rest. Losses that need a reference take the log-probs that the
-  batch carries, else those of `reference` (frozen), a whole model; else those
-  of `reference_factors` (frozen) laid over the base, else the base's own.
+  Roles: `policy` (trainable); under an adapter it is the factors or virtual
+  tokens, and `base` (frozen) the rest. Losses that need a reference take the
+  log-probs that the batch carries, else those of `reference` (frozen), a whole
+  model; else those of `reference_factors` (frozen) laid over the base, else the
+  base's own.
 
   Args:
     definition: the model.

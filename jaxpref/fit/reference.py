@@ -50,8 +50,8 @@ def with_mode(settings: config.Config, sees_all: bool) -> config.Config:
   cheaper: by the base under a new adapter, which takes no memory, or by a live
   copy.
   """
-  mode, lora = settings.reference.mode, settings.model.lora
-  begins_as_base = lora.rank > 0 and not lora.path
+  mode, model = settings.reference.mode, settings.model
+  begins_as_base = model.adapts and not model.adapter_path
   if not needs_reference(find_loss(settings.loss)):
     mode = "none"
   elif mode == "auto" and (sees_all or settings.reference.fill == "during"):
@@ -90,7 +90,7 @@ def open_reference(
     source = dataclasses.replace(source, path=path)
     _check_same_shape(source, huggingface.read_config(path))
     huggingface.check_params(path, source.definition)
-  elif settings.model.lora.path and not path:
+  elif settings.model.adapter_path and not path:
     source = policy  # the base with the adapter as it was
   if mode == "live" and source is base:
     return frozen, nothing
@@ -140,7 +140,7 @@ def frozen_roles(
   if settings.reference.mode != "live":
     return found
   other = path and path != settings.model.path
-  if base and not other and (path or not settings.model.lora.path):
+  if base and not other and (path or not settings.model.adapter_path):
     return found  # the base is the reference
   if base and not other:
     return {**found, "reference_factors": definition}
@@ -148,11 +148,11 @@ def frozen_roles(
 
 
 def _check_base(settings: config.Config) -> None:
-  if not settings.model.lora.rank:
+  if not settings.model.adapts:
     raise UserError(
       "config.reference.mode is 'base', the model below an adapter, and there "
-      "is no adapter. Set config.model.lora.rank, or the mode to auto, live or "
-      "cached."
+      "is no adapter. Set config.model.lora.rank (or model.prompt.length), or "
+      "the mode to auto, live or cached."
     )
   if settings.reference.path:
     raise UserError(

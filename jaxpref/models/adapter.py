@@ -90,12 +90,7 @@ def save_adapter(
       tensors[weight.name.format(layer)] = weight.theirs(part)
   if jax.process_index() != 0:
     return
-  partial = folder.with_name(f".{folder.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  safetensors.numpy.save_file(tensors, partial / TENSORS, {"format": "pt"})
-  write_json(partial / CONFIG, _to_peft(definition, base))
-  replace_folder(folder, partial)
+  write_folder(folder, tensors, _to_peft(definition, base))
 
 
 def load_adapter(
@@ -141,17 +136,7 @@ def with_adapter(lora: config.Lora) -> config.Lora:
   if not lora.path:
     return lora
   folder = pathlib.Path(lora.path)
-  if not (folder / CONFIG).is_file():
-    raise UserError(
-      f"config.model.lora.path: there is no {folder / CONFIG}. Give the folder "
-      "of an adapter that PEFT saved, or '' to begin with a new one."
-    )
-  if not (folder / TENSORS).is_file():
-    raise UserError(
-      f"config.model.lora.path: there is no {folder / TENSORS}. An "
-      "adapter_model.bin is a pickle, which is not read since it may run code: "
-      "load it with PEFT and save_pretrained it, which writes safetensors."
-    )
+  check_files(folder, "config.model.lora.path")
   given = _read_config(folder / CONFIG)
   found = dataclasses.replace(
     lora,
@@ -174,14 +159,49 @@ def with_adapter(lora: config.Lora) -> config.Lora:
 
 def named_base(folder: str | pathlib.Path) -> str:
   """The model that an adapter says it belongs to; '' where it names none."""
-  given = _read_config(pathlib.Path(folder) / CONFIG)
+  given = read_settings(pathlib.Path(folder) / CONFIG)
   return str(given.get("base_model_name_or_path") or "")
 
 
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
+def check_files(folder: pathlib.Path, key: str) -> None:
+  """Raises UserError unless the folder that `key` names has both files."""
+  if not (folder / CONFIG).is_file():
+    raise UserError(
+      f"{key}: there is no {folder / CONFIG}. Give the folder of an adapter "
+      "that PEFT saved, or '' to begin with a new one."
+    )
+  if not (folder / TENSORS).is_file():
+    raise UserError(
+      f"{key}: there is no {folder / TENSORS}. An adapter_model.bin is a "
+      "pickle, which is not read since it may run code: load it with PEFT and "
+      "save_pretrained it, which writes safetensors."
+    )
+
+
+def read_settings(path: pathlib.Path) -> dict[str, Any]:
+  """What an adapter's file of settings says; UserError where it is none."""
   given = read_json(path)
   if not isinstance(given, dict):
     raise UserError(f"{path}: holds no JSON object. Copy the file again.")
+  return given
+
+
+def write_folder(
+  folder: pathlib.Path,
+  tensors: dict[str, np.ndarray],
+  settings: dict[str, Any],
+) -> None:
+  """Both files of an adapter, in the place of what has that name."""
+  partial = folder.with_name(f".{folder.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  safetensors.numpy.save_file(tensors, partial / TENSORS, {"format": "pt"})
+  write_json(partial / CONFIG, settings)
+  replace_folder(folder, partial)
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+  given = read_settings(path)
   for key, allowed in _ALLOWED.items():
     if given.get(key, allowed[0]) not in allowed:
       raise UserError(

@@ -9,7 +9,7 @@ from flax import nnx
 import jax
 from jaxtyping import DTypeLike
 
-from jaxpref.config import Lora, nearest
+from jaxpref.config import Lora, Prompt, nearest
 from jaxpref.errors import UserError
 from jaxpref.models.heads import HeadParam, RewardHead, reward_weight
 from jaxpref.models.llama.config import LlamaConfig
@@ -21,6 +21,7 @@ from jaxpref.models.lora import (
   find_targets,
   give_dropout_keys,
 )
+from jaxpref.models.prompt import PromptParam, SoftPrompt, draw_rows
 from jaxpref.models.quantized import KINDS, quantize_layers
 from jaxpref.models.sdxl.clip_config import ClipTextConfig, ClipVisionConfig
 from jaxpref.models.sdxl.clip_text import ClipText
@@ -61,7 +62,8 @@ class Definition(NamedTuple):
   """A model without its arrays; hashable parts are `config`, `graphdef`.
 
   With an adapter, `shapes` and `axes` are those of what trains, its factors
-  and a reward head, and `base` is the model that they are laid over.
+  and a reward head, and `base` is the model that they are laid over. Virtual
+  tokens are an adapter too.
   """
 
   config: Any
@@ -75,6 +77,7 @@ class Definition(NamedTuple):
   targets: tuple[Path, ...] = ()  # the layers that have an adapter
   rewards: tuple[str, ...] = ()  # names of what a reward head gives
   storage: str = "float32"  # of the base's parameters, see `define`
+  prompt: Prompt = Prompt()
 
 
 def define(
@@ -86,6 +89,7 @@ def define(
   attention: str = "auto",
   lora: Lora = Lora(),  # noqa: B008
   rewards: tuple[str, ...] = (),
+  prompt: Prompt = Prompt(),  # noqa: B008
 ) -> Definition:
   """The model's structure; nothing is allocated.
 
@@ -99,6 +103,7 @@ def define(
     lora: the adapter; none where the rank is 0.
     rewards: names of the axes of a reward head, in place of the model's own;
       () for none.
+    prompt: the virtual tokens; none where the length is 0. Not beside `lora`.
 
   Raises UserError for a policy that there is not, and for an adapter whose
   targets the model does not have.
@@ -130,10 +135,11 @@ def define(
     rewards=rewards,
     storage=param_dtype,
   )
-  if not lora.rank:
+  assert not (lora.rank and prompt.length)  # `config_checks` refuses before
+  if not (lora.rank or prompt.length):
     return base
-  targets = tuple(lora_targets(base, lora))
-  adapted = functools.partial(make, lora=lora, targets=targets)
+  targets = tuple(lora_targets(base, lora)) if lora.rank else ()
+  adapted = functools.partial(make, lora=lora, targets=targets, prompt=prompt)
   model = nnx.eval_shape(lambda: adapted(rngs=nnx.Rngs(params=0)))
   graphdef, shapes, axes = _parts(model, _BESIDE)
   return base._replace(
@@ -143,6 +149,7 @@ def define(
     lora=lora,
     base=base,
     targets=targets,
+    prompt=prompt,
   )
 
 
@@ -170,9 +177,10 @@ def init_params(
   Kernels are normal with std 1/sqrt(fan_in), so that a model of any width
   starts with activations of order one; embeddings have std
   `initializer_range` (0.02), as in Hugging Face, which has that for all.
-  Factors of an adapter: see `models.lora`; reward heads: `models.heads`.
+  Factors of an adapter: see `models.lora`; reward heads: `models.heads`;
+  virtual tokens are copies of random rows of these embeddings.
   """
-  config, lora = definition.config, definition.lora
+  config, lora, prompt = definition.config, definition.lora, definition.prompt
 
   def make(key: jax.Array) -> Params:
     model = _make(
@@ -181,12 +189,16 @@ def init_params(
       lora=lora,
       targets=definition.targets,
       rewards=definition.rewards,
+      prompt=prompt,
       dtype="float32",
       param_dtype=definition.storage,
       remat="",
     )
+    if prompt.length:
+      rows = draw_rows(key, prompt.length, config.vocab_size)
+      model.prompt.embedding[...] = model.embed_text(rows[None])[0]
     # With an adapter, the compiler drops the rest of the model again.
-    kinds = _BESIDE if lora.rank else nnx.Param
+    kinds = _BESIDE if definition.base else nnx.Param
     return nnx.to_pure_dict(nnx.state(model, kinds))
 
   return jax.jit(make, out_shardings=shardings)(key)
@@ -205,7 +217,8 @@ def lora_targets(base: Definition, lora: Lora) -> list[Path]:
   return find_targets(layers, lora.targets)
 
 
-_BESIDE = (nnx.LoRAParam, HeadParam)  # what trains beside a frozen base
+# What trains beside a frozen base.
+_BESIDE = (nnx.LoRAParam, HeadParam, PromptParam)
 
 
 def _make(
@@ -216,8 +229,9 @@ def _make(
   targets: Sequence[Path] = (),
   rewards: tuple[str, ...],
   param_dtype: str,
+  prompt: Prompt = Prompt(),  # noqa: B008
   **options: Any,
-) -> nnx.Module:
+) -> Any:
   quantized = param_dtype in KINDS
   options["param_dtype"] = "bfloat16" if quantized else param_dtype
   model: Any = _FAMILIES[type(config)].make(config, rngs=rngs, **options)
@@ -226,6 +240,8 @@ def _make(
   add_adapters(model, targets, lora, rngs)
   if rewards:
     model.score = RewardHead(config.hidden_size, len(rewards))
+  if prompt.length:
+    model.prompt = SoftPrompt(prompt.length, config.hidden_size)
   return model
 
 

@@ -65,6 +65,11 @@ def save_pretrained(
       pads with it too. None leaves it without one.
     max_file_bytes: above it, tensors are spread over several files.
   """
+  if definition.prompt.length:
+    raise UserError(
+      f"{folder}: virtual tokens cannot be added to a model's weights. They "
+      "are saved by themselves, by jaxpref.models.prompt_file.save_prompt."
+    )
   folder = pathlib.Path(folder)
   check_replaceable(folder)
   partial = start_folder(folder)

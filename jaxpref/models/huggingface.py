@@ -3,8 +3,12 @@
 `jaxpref.models.export` is the way back; both read the definition's table.
 """
 
+import contextlib
 import pathlib
 from typing import Any
+
+from jaxtyping import Float32, Int32
+import numpy as np
 
 from jaxpref.errors import UserError
 from jaxpref.models.build import Definition
@@ -16,12 +20,14 @@ from jaxpref.models.tensors import (
   Reading,
   check_tensors,
   load_tensors,
+  open_tensors,
   read_json,
 )
 from jaxpref.types import Params
 
 __all__ = [
   "check_params",
+  "load_embeddings",
   "load_head",
   "load_params",
   "read_config",
@@ -61,6 +67,23 @@ def load_head(
   return load_tensors(
     pathlib.Path(folder), whole, shardings, reading, only=rows
   )
+
+
+def load_embeddings(
+  folder: str | pathlib.Path,
+  definition: Definition,
+  ids: Int32[np.ndarray, " tokens"],
+) -> Float32[np.ndarray, "tokens embed"]:
+  """What a folder's model reads of some tokens; no more is read than these."""
+  config = definition.config
+  table = (definition.base or definition).table
+  (name,) = (row.name for row in table if row.path == ("embed", "table"))
+  with contextlib.ExitStack() as stack:
+    reading = _reading(config)
+    tensors = open_tensors(pathlib.Path(folder), stack, reading)
+    rows = tensors[name].slice()
+    found = [rows[i : i + 1].astype(np.float32) for i in ids.tolist()]
+  return np.concatenate(found) * np.float32(config.embed_scale)
 
 
 def check_params(folder: str | pathlib.Path, definition: Definition) -> None:

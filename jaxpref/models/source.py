@@ -9,14 +9,16 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxpref import config
 from jaxpref.errors import UserError
-from jaxpref.models import adapter, huggingface
+from jaxpref.models import adapter, huggingface, prompt_file
 from jaxpref.models.build import Definition, define, init_params
 from jaxpref.models.heads import reward_axes
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.lora import overlay
+from jaxpref.models.prompt import draw_rows
 from jaxpref.types import Params
 
 
@@ -42,15 +44,20 @@ class Source:
       digest = folder_digest(self.path, "config.json")
     else:
       digest = _digest(repr(self.definition.config), self.seed)
-    if given := self.definition.lora.path:
+    if given := self.definition.lora.path or self.definition.prompt.path:
       return _digest(digest, folder_digest(given, adapter.CONFIG))
     return digest  # a new adapter changes nothing yet
 
   def load(self, shardings: Any) -> Params:
     """What trains, each tensor straight into its shards."""
     definition, lora = self.definition, self.definition.lora
-    if self.path and not lora.rank:
+    if self.path and definition.base is None:
       return huggingface.load_params(self.path, definition, shardings)
+    if definition.prompt.path:
+      path = definition.prompt.path
+      return prompt_file.load_prompt(path, definition, shardings)
+    if self.path and definition.prompt.length:
+      return self._first_prompt(shardings)
     params = init_params(definition, jax.random.key(self.seed), shardings)
     if self.path and definition.rewards:
       head = huggingface.load_head(self.path, definition, shardings)
@@ -59,6 +66,18 @@ class Source:
       given = adapter.load_adapter(lora.path, definition, shardings)
       params = overlay(params, given)
     return params
+
+  def _first_prompt(self, shardings: Any) -> Params:
+    """As `init_params` makes it, of the embeddings in the folder."""
+    definition = self.definition
+    rows = draw_rows(
+      jax.random.key(self.seed),
+      definition.prompt.length,
+      definition.config.vocab_size,
+    )
+    array = huggingface.load_embeddings(self.path, definition, np.asarray(rows))
+    place = shardings and shardings["prompt"]["embedding"]
+    return {"prompt": {"embedding": jax.device_put(array, place)}}
 
 
 def open_source(
@@ -83,6 +102,9 @@ def open_source(
     huggingface.check_params(settings.path, definition.base or definition)
   if settings.lora.path:
     adapter.check_adapter(settings.lora.path, definition)
+  if settings.prompt.path:
+    prompt_file.check_prompt(settings.prompt.path, definition)
+  if settings.adapter_path:
     _check_same_base(settings)
   return Source(definition, settings.path, seed)
 
@@ -105,7 +127,13 @@ def read_definition(
       "config.model.path and config.model.arch are both set. Keep `path` to "
       "go on from its weights, or `arch` to start from random ones."
     )
-  if settings.param_dtype != "float32" and not settings.lora.rank:
+  if rewards and settings.prompt.length:
+    raise UserError(
+      "config.model.prompt trains virtual tokens, and the loss trains a reward "
+      "model, whose head their files have no place for. Leave it out, or train "
+      "an adapter by config.model.lora.rank."
+    )
+  if settings.param_dtype != "float32" and not settings.adapts:
     raise UserError(
       f"config.model.param_dtype is {settings.param_dtype!r}, and all weights "
       "train: small updates would be lost to rounding. Set it to float32 (the "
@@ -126,6 +154,7 @@ def read_definition(
     remat=settings.remat,
     attention=settings.attention,
     lora=settings.lora,
+    prompt=settings.prompt,
     rewards=reward_names(settings) if rewards else (),
   )
 
@@ -138,7 +167,8 @@ def resolve_model(settings: config.Model, platform: str) -> config.Model:
   suited = "float32" if platform == "cpu" else "bfloat16"
   dtype = suited if settings.dtype == "auto" else settings.dtype
   lora = adapter.with_adapter(settings.lora)
-  return dataclasses.replace(settings, dtype=dtype, lora=lora)
+  prompt = prompt_file.with_prompt(settings.prompt)
+  return dataclasses.replace(settings, dtype=dtype, lora=lora, prompt=prompt)
 
 
 def reward_names(settings: config.Model) -> tuple[str, ...]:
@@ -187,7 +217,8 @@ def _digest(*parts: Any) -> str:
 
 def _check_same_base(settings: config.Model) -> None:
   # A name on a hub, or a folder that is not here, cannot be compared.
-  base = adapter.named_base(settings.lora.path)
+  base = adapter.named_base(settings.adapter_path)
+  key = "lora" if settings.lora.path else "prompt"
   if not base or not any(pathlib.Path(base).glob("*.safetensors")):
     return
   if settings.path and os.path.samefile(base, settings.path):
@@ -195,9 +226,10 @@ def _check_same_base(settings: config.Model) -> None:
   if not settings.path or folder_digest(base) != folder_digest(settings.path):
     now = settings.path and f"{settings.path} holds others"
     raise UserError(
-      f"config.model.lora.path: the adapter in {settings.lora.path} belongs to "
-      f"the weights in {base}, and config.model.path {now or 'is empty'}. Set "
-      "config.model.path to that folder; to lay the adapter over other weights "
+      f"config.model.{key}.path: the adapter in {settings.adapter_path} "
+      f"belongs to the weights in {base}, and config.model.path "
+      f"{now or 'is empty'}. Set config.model.path to that folder; to lay the "
+      "adapter over other weights "
       f"all the same, set base_model_name_or_path in its {adapter.CONFIG} to "
       "null."
     )

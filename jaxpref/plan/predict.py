@@ -67,7 +67,7 @@ def what_to_turn(settings: config.Config, measured: Measured) -> list[str]:
     staying.append(
       "config.reference.mode=cached needs no second model beside the first"
     )
-  if not model.lora.rank:
+  if not model.adapts:
     staying.append(
       "config.model.lora.rank=16 trains an adapter, without optimizer state "
       "for the weights (then config.model.param_dtype=bfloat16 halves them, "

@@ -78,24 +78,27 @@ def full_row(settings: config.Config) -> list[Tree]:
 
   Prompts are `data.max_prompt_length` long, or half of `data.max_length`, and
   responses have what is left of `data.max_length`. Those of one prompt share a
-  row where they fit.
+  row where they fit. Virtual tokens take places too, and are not told.
 
   Raises UserError where a prompt with one response does not fit.
   """
-  data = settings.data
-  if data.max_length > data.row_length:
+  data, virtual = settings.data, settings.model.prompt.length
+  room = data.row_length - virtual  # of a row with one prompt
+  if data.max_length > room:
+    told = f" beside {virtual} virtual ones" if virtual else ""
     raise UserError(
       f"config.data.row_length is {data.row_length}, and a prompt with one "
-      f"response may have {data.max_length} tokens. Set it to at least that, "
-      "or lower config.data.max_length."
+      f"response may have {data.max_length} tokens{told}. Set it to at least "
+      "that, or lower config.data.max_length."
     )
   prompt = data.max_prompt_length or data.max_length // 2
   prompt = max(1, min(prompt, data.max_length - 1))
   response = data.max_length - prompt
-  fit = (data.row_length - prompt) // response if data.share_prompts else 1
+  fit = (room - prompt) // response if data.share_prompts else 1
   number = min(fit, responses_of_prompt(settings))
   size = prompt + number * response
-  count, left = divmod(data.row_length, size)
+  count, left = divmod(data.row_length, virtual + size)
+  left = max(0, left - virtual)
   rest = Tree(left * prompt // size, (left * response // size,) * number)
   trees = [Tree(prompt, (response,) * number)] * count
   return [*trees, rest] if rest.prompt and rest.responses[0] else trees
@@ -114,6 +117,7 @@ def responses_of_prompt(settings: config.Config) -> int:
 def step_shape(settings: config.Config, mesh: jax.sharding.Mesh) -> Shape:
   """Sizes of a step of full rows, with enough of them for its prompts."""
   data, row = settings.data, full_row(settings)
+  virtual = settings.model.prompt.length
   rows = data.rows_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
   lengths = [(tree.prompt, x) for tree in row for x in tree.responses]
   slots = rows * len(lengths)
@@ -122,12 +126,13 @@ def step_shape(settings: config.Config, mesh: jax.sharding.Mesh) -> Shape:
     micro_batches=-(-data.batch_size * responses // slots),
     rows=rows,
     tokens=round_up(data.row_length, 8),
-    sequences=tuple(round_up(sum(pair), 4) for pair in lengths),
+    sequences=tuple(round_up(virtual + sum(pair), 4) for pair in lengths),
     responses=round_up(sum(x for _, x in lengths), 8),
     slots=slots,
     comparisons=max(1, slots // responses),
     lists=max(1, slots // responses),  # of a pair each
     items=min(2, responses),
+    prefix=virtual,
   )
 
 

@@ -56,6 +56,8 @@ def generate(
   Returns: for each prompt the new ids, with the EOS where one was reached.
   """
   _check(definition, prompts, max_new_tokens, temperature, top_k, top_p)
+  # Places for virtual tokens; the model does not look at what stands there.
+  prompts = [[0] * definition.prompt.length + [*each] for each in prompts]
   static = _Static(
     definition.graphdef,
     max_new_tokens,

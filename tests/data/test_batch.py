@@ -8,6 +8,7 @@ import pytest
 
 from jaxpref.data.batch import make_batch, needed_shape, places
 from jaxpref.data.packing import pack_fewest, split_example
+from jaxpref.data.steps import Steps
 
 ROW = 48
 
@@ -103,6 +104,43 @@ def test_collapse_brings_every_token_back(case):
       np.testing.assert_array_equal(back, np.arange(size))
       for name in ("tokens", "position", "collapse"):
         assert not getattr(batch, name)[m, r, size:].any()
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+def test_places_before_each_prompt(make_prepared, share_prompts):
+  """Kept free in every tree, and the first of each of its sequences."""
+  data = make_prepared(_random_examples(7, count=6))
+  steps = Steps(
+    data,
+    batch_size=6,
+    rows=4,
+    row_length=64,
+    share_prompts=share_prompts,
+    prefix=4,
+  )
+  (packing, shape), batch = steps.packing(0), steps[0]
+  assert batch.prefix == shape.prefix == 4
+  texts = set()
+  for index in batch.expand:
+    for m, r, seat in np.ndindex(index.shape[:3]):
+      sequence = index[m, r, seat]
+      if not sequence.any():
+        continue  # a seat that is not taken
+      length = 1 + np.max(np.flatnonzero(sequence))
+      tokens = batch.tokens[m, r][sequence[:length]]
+      position = batch.position[m, r][sequence[:length]]
+      np.testing.assert_array_equal(position, np.arange(length))
+      assert not tokens[:4].any()
+      texts.add((*tokens[4:],))
+  assert texts == {
+    (*data.prompt(piece.example), *data.response(j))
+    for micro in packing
+    for row in micro
+    for piece in row
+    for j in piece.responses
+  }
+  repeated = sum(len(row) for micro in packing for row in micro) - len(data)
+  assert (steps.waste(0).repeated_prompts == 0) == (repeated == 0)
 
 
 def test_head_reads_the_token_before_each_response_token(case):

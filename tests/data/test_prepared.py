@@ -328,7 +328,9 @@ def test_travels_as_a_name_and_a_choice(source):
   tree = _tree(examples)  # opens the arrays
   sent = examples.__getstate__()  # what goes to another process
   # Its choices, and none of its arrays.
-  assert set(sent) == {"folder", "examples", "mismatch", "pairing", "apart"}
+  assert set(sent) == {
+    "folder", "examples", "mismatch", "pairing", "apart", "prefix",
+  }  # fmt: skip
   assert _tree(Prepared(**sent)) == tree
 
 

@@ -40,6 +40,11 @@ def test_a_row_is_full():
   assert row == [Tree(32, (32,))]  # a response and its prompt a row
   with pytest.raises(UserError, match="row_length is 63, and a prompt with"):
     full_row(_settings(data={**data, "row_length": 63}))
+  model = {"prompt": {"length": 8}}
+  row = full_row(_settings(data=data, model=model))
+  assert row == [Tree(32, (32, 32))] * 2 + [Tree(13, (13, 13))]
+  with pytest.raises(UserError, match="64 tokens beside 8 virtual ones"):
+    full_row(_settings(data={**data, "row_length": 71}, model=model))
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto", "sft"])
@@ -167,6 +172,35 @@ def test_a_step_of_several_rewards(loss):
     job.objective, job.state.params, job.frozen, {}, micro, jax.random.key(0)
   )
   assert {"rewards/accuracies/a", "rewards/accuracies/b"} < found[2].keys()
+
+
+def test_virtual_tokens_count_for_the_policy_alone():
+  shape = LlamaConfig.from_arch({"vocab_size": 64, "hidden_size": 32})
+  prompt = config.Prompt(length=3)
+  model = define(shape, dtype="float32", prompt=prompt)
+  plain = define(shape, dtype="float32")
+  one = forward_flops(model, [Tree(5, (3, 4))])
+  assert one == forward_flops(plain, [Tree(8, (3, 4))])
+  settings = config.Config(
+    model=config.Model(prompt=prompt), reference=config.Reference(mode="base")
+  )
+  reference = sum(forward_flops(plain, [Tree(5, (3, 4))]))
+  assert step_flops(settings, model, [Tree(5, (3, 4))]) == pytest.approx(
+    2 * one.linear + 3 * one.attention + reference
+  )
+
+
+@pytest.mark.parametrize("prefix", [0, 8])
+def test_virtual_tokens_have_their_places_in_a_plan(prefix, make_prepared):
+  data = {"max_length": 32, "row_length": 48 + prefix, "batch_size": 4}
+  settings = _settings(data=data, model={"prompt": {"length": prefix}})
+  planned = step_shape(settings, sharding.make_mesh(1, 4, 1))
+  prepared = make_prepared([([1] * 16, [[2] * 16, [3] * 16], [(0, 1)])] * 4)
+  steps = Steps(
+    prepared, batch_size=4, rows=4, row_length=48 + prefix, prefix=prefix
+  )
+  assert planned == steps.shape
+  assert batch_shapes(planned, cached=False).prefix == prefix
 
 
 def test_a_window_limits_what_a_token_sees():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 from jaxpref.config import nearest
@@ -91,6 +92,11 @@ class LlamaConfig:
     """A config.json that transformers 4 and 5 both read."""
     fields = {name: getattr(self, name) for name in _names()}
     return write_hf(fields, dtype)
+
+  @property
+  def embed_scale(self) -> float:
+    """What rows of the table of embeddings are multiplied by."""
+    return math.sqrt(self.hidden_size) if self.scale_embeddings else 1.0
 
   def eos_ids(self) -> tuple[int, ...]:
     """The ids at which sampling stops."""

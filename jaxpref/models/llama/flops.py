@@ -34,13 +34,14 @@ def forward_flops(definition: Definition, trees: Iterable[Tree]) -> Forward:
   """Operations of one forward pass over these trees.
 
   Every token of a prompt goes through the blocks once, however many responses
-  follow; the head sees response tokens only, each of which is scored once.
+  follow; the head sees response tokens only, each of which is scored once. The
+  model's virtual tokens stand before every prompt.
   """
-  config = definition.config
-  trees = list(trees)
+  config, virtual = definition.config, definition.prompt.length
+  trees = [Tree(virtual + prompt, responses) for prompt, responses in trees]
   scored = sum(sum(tree.responses) for tree in trees)
   tokens = scored + sum(tree.prompt for tree in trees)
-  whole = definition.base or definition
+  whole, lora = definition.base or definition, definition.lora.rank
   head = config.vocab_size * config.hidden_size
   sliding = config.layers().count(SLIDING)
   full = config.num_hidden_layers - sliding
@@ -52,7 +53,7 @@ def forward_flops(definition: Definition, trees: Iterable[Tree]) -> Forward:
   return Forward(
     linear=2.0 * (tokens * _kernels(whole.shapes["layers"]) + scored * head),
     attention=4.0 * width * pairs,
-    adapter=2.0 * tokens * _size(definition.shapes) if definition.base else 0.0,
+    adapter=2.0 * tokens * _size(definition.shapes) if lora else 0.0,
   )
 
 

@@ -10,7 +10,6 @@ Qwen 2.5 (https://arxiv.org/abs/2412.15115), 3
 
 from collections.abc import Callable
 import functools
-import math
 from typing import Any
 
 from flax import nnx
@@ -31,6 +30,7 @@ from jaxpref.models.layers import (
 )
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.llama.families import SLIDING
+from jaxpref.models.prompt import SoftPrompt
 from jaxpref.ops.attention import Attend, Kind
 from jaxpref.ops.rope import angles, rotate
 from jaxpref.sharding import constrain
@@ -53,6 +53,7 @@ class Llama(nnx.Module):
   """
 
   score: RewardHead  # there only in reward models
+  prompt: SoftPrompt  # there only in prompt tuning
 
   def __init__(
     self,
@@ -88,7 +89,8 @@ class Llama(nnx.Module):
 
     Args:
       tokens: ids below vocab_size.
-      position: place of each token in its sequence, from 0, for RoPE.
+      position: place of each token in its sequence, from 0, for RoPE; a
+        prompt's virtual tokens have the first ones.
       attend: attention, see `ops.attention.Attend`.
       per_layer: what `attend` keeps a layer, with the layer axis first.
 
@@ -101,7 +103,7 @@ class Llama(nnx.Module):
     x, per_layer = scan_layers(
       self.layers,
       [calls[kind] for kind in self.config.layers()],
-      self._embed(tokens),
+      self._embed(tokens, position),
       per_layer,
       remat=self.remat,
     )
@@ -120,14 +122,21 @@ class Llama(nnx.Module):
     cap = self.config.final_logit_softcapping
     return cap * jnp.tanh(logits / cap) if cap else logits
 
-  def _embed(
+  def embed_text(
     self, tokens: Int32[Array, "rows tokens"]
   ) -> Float[Array, "rows tokens embed"]:
-    x = self.embed(tokens)
-    if not self.config.scale_embeddings:
-      return x
+    """What the blocks read of tokens of the vocabulary."""
+    x, scale = self.embed(tokens), self.config.embed_scale
     # Rounded: in bfloat16 the root of 3072 is 55.5.
-    return x * jnp.asarray(math.sqrt(self.config.hidden_size), self.dtype)
+    return x * jnp.asarray(scale, self.dtype) if scale != 1.0 else x
+
+  def _embed(
+    self,
+    tokens: Int32[Array, "rows tokens"],
+    position: Int32[Array, "rows tokens"],
+  ) -> Float[Array, "rows tokens embed"]:
+    x = self.embed_text(tokens)
+    return self.prompt(x, position) if hasattr(self, "prompt") else x
 
   def _layer_call(
     self,
