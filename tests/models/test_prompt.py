@@ -130,7 +130,7 @@ def test_exports_load_in_peft(base, tmp_path):
   ours = np.asarray(_logits(definition, params))
   save_prompt(tmp_path / "adapter", definition, prompt, str(base))
   model = _prompted(base, tmp_path / "adapter")
-  # Measured: 4e-6, of logits of up to 5.
+  # Measured: 6e-6, of logits of up to 5.
   np.testing.assert_allclose(_torch_logits(model), ours, atol=1e-4)
   assert np.abs(ours - _torch_logits(_model(base))).max() > 0.3
   wrong = {"prompt": {"embedding": prompt["prompt"]["embedding"][::-1]}}
@@ -172,7 +172,7 @@ def test_gradients_are_those_of_peft(base):
   (torch.tensor(weights) * logp).sum().backward()
   theirs = embedding.grad.numpy()
   ours = np.asarray(gradient(prompt)["prompt"]["embedding"])
-  # Measured: 3e-6 of the largest, which is between 3 and 40.
+  # Measured: 1e-6 of the largest.
   scale = np.abs(theirs).max()
   np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-4)
   assert np.abs(ours).min(axis=1).max() > 0.0
@@ -321,7 +321,7 @@ def test_the_base_sees_no_virtual_token(base, make_prepared, examples):
   seen = [dataclasses.replace(batch, prefix=0) for batch in batches]
   wrong = _by_response(steps, map(score, seen))
   for number, values in expected.items():
-    # Measured: 1e-6.
+    # Measured: 3e-6.
     np.testing.assert_allclose(found[number], values, atol=1e-5)
     assert np.abs(wrong[number] - values).max() > 1e-2
   assert without_prefix(plain[0]).prefix == 0
