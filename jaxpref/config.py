@@ -122,6 +122,7 @@ class Data:
   rows_per_device: int = 1  # rows of one micro-batch on one device
   batch_size: int = 64  # prompts a step
   buckets: int = 1  # shapes that steps are padded to; each is compiled
+  resolution: int = 0  # pixels of an image's sides; 0 = the model's own
   shuffle: bool = True
   seed: int = 0
   epochs: int = 1
@@ -134,6 +135,16 @@ class Loss:
 
   name: str = "dpo"
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@_section
+class Diffusion:
+  """How images are noised in training."""
+
+  timesteps: tuple[int, ...] = ()  # one of these each; () = any of the model's
+  share_timestep: bool = True  # by the images of a prompt
+  share_noise: bool = True  # likewise
+  drop_caption: float = 0.0  # the share of draws in which the prompt is ''
 
 
 @_section
@@ -208,6 +219,7 @@ class Config:
   reference: Reference = Reference()
   data: Data = Data()
   loss: Loss = Loss()
+  diffusion: Diffusion = Diffusion()
   optimizer: Optimizer = Optimizer()
   train: Train = Train()
   mesh: MeshShape = MeshShape()
@@ -217,29 +229,10 @@ class Config:
   stages: tuple[str, ...] = ("fit",)
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
-  "model.family": ("llama", "sdxl"),
-  "model.dtype": ("auto", "float32", "bfloat16"),
-  "model.param_dtype": ("float32", "bfloat16", "int8", "nf4"),
-  "model.attention": ("auto", "xla", "cudnn", "splash"),
-  "reference.mode": ("auto", "live", "cached", "base", "none"),
-  "reference.fill": ("before", "during"),
-  "data.truncate": ("drop", "keep_start", "keep_end"),
-  "pair.rule": ("best_worst", "best_rest", "adjacent", "all_pairs"),
-  "pair.ties": ("drop", "keep", "soften"),
-  "optimizer.name": ("adamw",),
-  "optimizer.schedule": ("constant", "linear", "cosine"),
-}
 PATHS = (
   "model.path", "model.tokenizer", "model.lora.path", "model.prompt.path",
   "reference.path", "data.path", "data.eval_path", "sample.prompts",
   "sample.image",
-)  # fmt: skip
-POSITIVE = (
-  "model.head_block", "data.max_length", "data.row_length",
-  "data.rows_per_device", "data.batch_size", "data.buckets", "data.epochs",
-  "train.log_every", "sample.per_prompt", "sample.max_new_tokens",
-  "sample.steps",
 )  # fmt: skip
 
 
@@ -413,23 +406,20 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _check_values(config: Config) -> None:
-  for key, choices in CHOICES.items():
+  for key, choices in checks.CHOICES.items():
     if (value := _get(config, key)) not in choices:
       raise UserError(
         f"config.{key} is {value!r}; choose one of {', '.join(choices)}."
       )
-  for key in POSITIVE:
+  for key in checks.POSITIVE:
     if (value := _get(config, key)) < 1:
       raise UserError(f"config.{key} is {value}; it must be at least 1.")
-  for section in ("data", "optimizer", "train", "sample", "pair"):
+  for section in ("data", "diffusion", "optimizer", "train", "sample", "pair"):
     for field in dataclasses.fields(getattr(config, section)):
       value = _get(config, key := f"{section}.{field.name}")
       if isinstance(value, (int, float)) and not value >= 0:
         raise UserError(f"config.{key} is {value}; it must not be negative.")
-  for key in ("optimizer.b1", "optimizer.b2"):
-    if (value := _get(config, key)) >= 1:
-      raise UserError(f"config.{key} is {value}; it must be below 1.")
-  checks.check_top_p(config.sample)
+  checks.check_shares(config)
   checks.check_lora(config.model.lora)
   checks.check_prompt(config)
   checks.check_sources(config.data)

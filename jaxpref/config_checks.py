@@ -6,6 +6,26 @@ from typing import Any
 
 from jaxpref.errors import UserError
 
+CHOICES: dict[str, tuple[str, ...]] = {
+  "model.family": ("llama", "sdxl"),
+  "model.dtype": ("auto", "float32", "bfloat16"),
+  "model.param_dtype": ("float32", "bfloat16", "int8", "nf4"),
+  "model.attention": ("auto", "xla", "cudnn", "splash"),
+  "reference.mode": ("auto", "live", "cached", "base", "none"),
+  "reference.fill": ("before", "during"),
+  "data.truncate": ("drop", "keep_start", "keep_end"),
+  "pair.rule": ("best_worst", "best_rest", "adjacent", "all_pairs"),
+  "pair.ties": ("drop", "keep", "soften"),
+  "optimizer.name": ("adamw",),
+  "optimizer.schedule": ("constant", "linear", "cosine"),
+}
+POSITIVE = (
+  "model.head_block", "data.max_length", "data.row_length",
+  "data.rows_per_device", "data.batch_size", "data.buckets", "data.epochs",
+  "train.log_every", "sample.per_prompt", "sample.max_new_tokens",
+  "sample.steps",
+)  # fmt: skip
+
 
 def check_sources(data: Any) -> None:
   """Raises UserError where `data.sources` is not a mixture to train on."""
@@ -116,6 +136,25 @@ def check_prompt(config: Any) -> None:
     )
 
 
+def check_shares(config: Any) -> None:
+  """Raises UserError for what must be a share, and is not."""
+  for name in ("b1", "b2"):
+    if (value := getattr(config.optimizer, name)) >= 1:
+      raise UserError(
+        f"config.optimizer.{name} is {value}; it must be below 1."
+      )
+  if not 0 < config.sample.top_p <= 1:
+    raise UserError(
+      f"config.sample.top_p is {config.sample.top_p}; it must be above 0 and "
+      "at most 1, which keeps all tokens."
+    )
+  if not config.diffusion.drop_caption < 1:
+    raise UserError(
+      f"config.diffusion.drop_caption is {config.diffusion.drop_caption}; it "
+      "is the share of draws without a caption, at least 0 and below 1."
+    )
+
+
 def check_stages(stages: Sequence[str]) -> None:
   """Raises UserError for a stage that there is not."""
   for stage in stages:
@@ -124,12 +163,3 @@ def check_stages(stages: Sequence[str]) -> None:
         f"config.stages names {stage!r}; it may hold 'prepare' and 'fit', or "
         "'sample' for images."
       )
-
-
-def check_top_p(sample: Any) -> None:
-  """Raises UserError for no probability at all, and for more than all."""
-  if not 0 < sample.top_p <= 1:
-    raise UserError(
-      f"config.sample.top_p is {sample.top_p}; it must be above 0 and at most "
-      "1, which keeps all tokens."
-    )

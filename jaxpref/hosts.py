@@ -173,3 +173,9 @@ def _integer(environ: Mapping[str, str], name: str) -> int | None:
   if not text.isdecimal():
     raise UserError(f"{name}={text!r} is not a whole number. {_HOW}")
   return int(text)
+
+
+def say(text: str) -> None:
+  """Prints once, not once a process."""
+  if jax.process_index() == 0:
+    print(text, flush=True)

@@ -1,6 +1,5 @@
 """The order of start-up, written once."""
 
-from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -10,17 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpref import config, pair, sharding
+from jaxpref import config, sharding
 from jaxpref.data import tokenizer as tokenizers
-from jaxpref.data.curriculum import go_on_from, stage_settings, take_stage
-from jaxpref.data.joined import join
+from jaxpref.data.curriculum import go_on_from, stage_settings
 from jaxpref.data.mixture import make_order
-from jaxpref.data.prepared import Prepared, prepare, split_holdout
+from jaxpref.data.prepared import Prepared, prepare
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
 from jaxpref.fit.checkpoint import Checkpoints
 from jaxpref.fit.choose import find_objective
 from jaxpref.fit.evaluate import held_out
+from jaxpref.fit.examples import read_examples
 from jaxpref.fit.flops import Speed, step_flops
 from jaxpref.fit.folder import (
   check_folder,
@@ -31,9 +30,8 @@ from jaxpref.fit.folder import (
 from jaxpref.fit.interrupt import Interrupt
 from jaxpref.fit.loop import fit
 from jaxpref.fit.loss import (
-  compares,
+  check_suits,
   find_loss,
-  needs_mismatched,
   rated_axes,
   trains_rewards,
 )
@@ -50,7 +48,10 @@ from jaxpref.fit.step import (
   state_shapes,
   state_shardings,
 )
-from jaxpref.fit.usable import kept_responses, usable_examples
+from jaxpref.fit.task import Task
+from jaxpref.fit.usable import kept_responses
+from jaxpref.hosts import say
+from jaxpref.image_task import image_task
 from jaxpref.models import huggingface
 from jaxpref.models.adapter import save_adapter
 from jaxpref.models.heads import padding
@@ -90,61 +91,33 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
     sheet = sample_images(settings, workdir, mesh)
     say(f"Images: {sheet.parent}\nContact sheet: {sheet}")
     return True
-  _check_complete(settings)
-  find_loss(settings.loss)
+  check_suits(settings)
   check_mode(settings)
-  rewards = trains_rewards(settings)
-  resolve_backend(settings.model.attention, sharding.platform(mesh))
-  folder = settings.model.tokenizer or settings.model.path
-  tokenizer = tokenizers.load(folder)
-  axes = (
-    rated_axes(find_loss(settings.loss), reward_names(settings.model))
-    if rewards
-    else ()
-  )
-  train, test = _prepare(settings, folder, axes)
-  if "fit" not in settings.stages:
-    return True
-  check_same_data(workdir, train, test)
+  images = settings.model.family == "sdxl"
+  task = (image_task if images else _text_task)(settings, workdir, mesh)
+  return True if task is None else _fit(task, workdir, mesh)
 
-  source = open_source(
-    settings.model,
-    seed=settings.train.seed,
-    tokenizer=tokenizer,
-    rewards=rewards,
-  )
-  _check_suits(source, train, test)
-  definition = source.definition
-  base = source.identity if source.base else ""
-  check_same_base(workdir, base)
-  steps, test_steps = _make_steps(settings, train, test, mesh)
-  settings = with_mode(settings, steps.see_all)
-  stops_at = eos_ids(source, tokenizer)
-  preview = Preview(settings.sample, settings.score, tokenizer, stops_at, test)
+
+def _fit(task: Task, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> bool:
+  settings, definition, steps = task.settings, task.definition, task.steps
+  check_same_data(workdir, task.train, task.test)
+  check_same_base(workdir, task.base)
   schedule = make_schedule(settings.optimizer, len(steps))
   tx = make_optimizer(settings.optimizer, schedule)
   places = sharding.param_shardings(mesh, definition.shapes, definition.axes)
   where = state_shardings(
     mesh, tx, {"policy": definition.shapes}, {"policy": places}
   )
-  make_objective = functools.partial(find_objective, definition, settings)
-  put = functools.partial(put_batch, mesh)
-  speed = Speed(
-    lambda number: step_flops(
-      settings, definition, map(Tree._make, steps.lengths(number))
-    ),
-    mesh.size,
-    mesh.devices.flat[0].device_kind,
-  )
+  speed = Speed(task.flops, mesh.size, mesh.devices.flat[0].device_kind)
 
   with jax.set_mesh(mesh):
-    frozen, write_reference = open_reference(
-      settings, source, mesh, steps, test_steps, put
-    )
-    step = make_step(make_objective(training=True), tx, schedule, where)
+    frozen, write_reference = task.open_reference()
+    step = make_step(task.objective(training=True), tx, schedule, where)
     evaluate = (
-      held_out(make_evaluate(make_objective()), frozen, test_steps, put)
-      if test_steps
+      held_out(
+        make_evaluate(task.objective()), frozen, task.test_steps, task.put
+      )
+      if task.test_steps
       else lambda state: {}
     )
 
@@ -153,13 +126,13 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
 
     def judge(state: TrainState, number: int) -> dict[str, float]:
       values = evaluate(state)
-      if number in (0, len(steps)) and not rewards:  # those write no text
-        values |= preview.write(workdir, number, definition, whole(state))
+      if number in (0, len(steps)):
+        values |= task.preview(number, whole(state))
       return values
 
     checkpoints = Checkpoints(workdir / "checkpoints")
     state, start = _restore_or_begin(
-      checkpoints, source, tx, where, settings.train.seed
+      checkpoints, task, tx, where, settings.train.seed
     )
     if start > len(steps):
       raise UserError(
@@ -167,7 +140,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
         f"after {len(steps)}. Raise config.train.steps (or data.epochs), or "
         "give another --workdir."
       )
-    write_inputs(settings, workdir, train, test, base)
+    write_inputs(settings, workdir, task.train, task.test, task.base)
     with (
       contextlib.closing(checkpoints),
       contextlib.closing(RunLog(workdir, start=start, stop=len(steps))) as log,
@@ -182,7 +155,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
         steps,
         start=start,
         stop=len(steps),
-        put=put,
+        put=task.put,
         settings=settings.train,
         log=log,
         checkpoints=checkpoints,
@@ -194,24 +167,86 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
     if reached < len(steps):
       say(f"Stopped by SIGTERM after step {reached}; a rerun goes on there.")
       return False
-    made = workdir / ("adapter" if definition.prompt.length else "export")
-    if not definition.prompt.length:  # which no weights can hold
-      huggingface.save_pretrained(
-        made,
-        definition,
-        whole(state),
-        tokenizer_folder=folder,
-        pad_token=padding(tokenizer, stops_at) if rewards else None,
-      )
-    if source.base:
-      save = save_prompt if definition.prompt.length else save_adapter
-      path = settings.model.path
-      save(workdir / "adapter", definition, state.params["policy"], path)
+    made = task.export(state.params["policy"], whole(state))
   if jax.process_index() == 0:
     page = write_report(workdir)
     say(f"{before_and_after(workdir)}\nModel: {made}")
     say(f"Report: {page}")
   return True
+
+
+def _text_task(
+  settings: config.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> Task | None:
+  """Of a language or reward model; None where there is nothing to train."""
+  _check_complete(settings)
+  rewards = trains_rewards(settings)
+  resolve_backend(settings.model.attention, sharding.platform(mesh))
+  folder = settings.model.tokenizer or settings.model.path
+  tokenizer = tokenizers.load(folder)
+  axes = (
+    rated_axes(find_loss(settings.loss), reward_names(settings.model))
+    if rewards
+    else ()
+  )
+  train, test = read_examples(
+    settings, lambda data, path: prepare(data, path, folder), axes
+  )
+  if "fit" not in settings.stages:
+    return None
+  check_same_data(workdir, train, test)
+  source = open_source(
+    settings.model,
+    seed=settings.train.seed,
+    tokenizer=tokenizer,
+    rewards=rewards,
+  )
+  _check_suits(source, train, test)
+  definition = source.definition
+  steps, test_steps = _make_steps(settings, train, test, mesh)
+  settings = with_mode(settings, steps.see_all)
+  stops_at = eos_ids(source, tokenizer)
+  samples = Preview(settings.sample, settings.score, tokenizer, stops_at, test)
+  put = functools.partial(put_batch, mesh)
+
+  def preview(number: int, params: Params) -> dict[str, float]:
+    if rewards:  # those write no text
+      return {}
+    return samples.write(workdir, number, definition, params)
+
+  def export(trained: Params, whole: Params) -> pathlib.Path:
+    virtual = definition.prompt.length  # which no weights can hold
+    if not virtual:
+      huggingface.save_pretrained(
+        workdir / "export",
+        definition,
+        whole,
+        tokenizer_folder=folder,
+        pad_token=padding(tokenizer, stops_at) if rewards else None,
+      )
+    if source.base:
+      save = save_prompt if virtual else save_adapter
+      save(workdir / "adapter", definition, trained, settings.model.path)
+    return workdir / ("adapter" if virtual else "export")
+
+  return Task(
+    settings,
+    definition,
+    source.load,
+    source.identity if source.base else "",
+    train,
+    test,
+    steps,
+    test_steps,
+    put,
+    functools.partial(find_objective, definition, settings),
+    lambda: open_reference(settings, source, mesh, steps, test_steps, put),
+    lambda number: step_flops(
+      settings, definition, map(Tree._make, steps.lengths(number))
+    ),
+    preview,
+    export,
+  )
 
 
 def _run_curriculum(settings: config.Config, workdir: pathlib.Path) -> bool:
@@ -226,19 +261,14 @@ def _run_curriculum(settings: config.Config, workdir: pathlib.Path) -> bool:
   return True
 
 
-def say(text: str) -> None:
-  """Prints once, not once a process."""
-  if jax.process_index() == 0:
-    print(text, flush=True)
-
-
 def _check_stages(settings: config.Config) -> None:
   family, stages = settings.model.family, settings.stages
-  if (family == "sdxl") != (stages == ("sample",)):
+  alone = stages == ("sample",) and family == "sdxl"
+  if "sample" in stages and not alone:
     raise UserError(
       f"config.model.family is {family!r} and config.stages is {list(stages)}: "
-      "so far the stage 'sample', alone, is for models of images ('sdxl'), and "
-      "the others are for text ('llama')."
+      "so far the stage 'sample' stands alone, and is for models of images "
+      "('sdxl')."
     )
 
 
@@ -250,12 +280,6 @@ def _check_complete(settings: config.Config) -> None:
       "config.model.arch and a folder with a tokenizer in "
       "config.model.tokenizer."
     )
-  if not (settings.data.path or settings.data.sources):
-    raise UserError(
-      "config.data.path is empty. Give a file of comparisons (.jsonl, "
-      ".jsonl.gz, .jsonl.zst, .parquet, .arrow or .array_record), or a folder "
-      "of such files; or several in config.data.sources."
-    )
 
 
 def _resolve(settings: config.Config, mesh: jax.sharding.Mesh) -> config.Config:
@@ -263,61 +287,6 @@ def _resolve(settings: config.Config, mesh: jax.sharding.Mesh) -> config.Config:
   settings = config.with_absolute_paths(settings)
   model = resolve_model(settings.model, sharding.platform(mesh))
   return dataclasses.replace(settings, model=model)
-
-
-def _prepare(
-  settings: config.Config, folder: str, axes: Sequence[str]
-) -> tuple[Prepared, Prepared | None]:
-  data = settings.data
-  if data.eval_path and data.eval_holdout:
-    raise UserError(
-      "config.data.eval_path and config.data.eval_holdout are both set; use "
-      "one of them."
-    )
-
-  if data.curriculum.criterion and not compares(find_loss(settings.loss)):
-    raise UserError(
-      "config.data.curriculum orders comparisons, and the loss "
-      f"{settings.loss.name!r} makes none. Choose a loss of pairs."
-    )
-
-  def read(path: str, format: str) -> Prepared:
-    found = prepare(dataclasses.replace(data, format=format), path, folder)
-    say(found.summary())
-    found, told = pair.with_pairs(found, settings.pair, axes)
-    if told:
-      say(told)
-    if data.curriculum.criterion:
-      found = found.by_comparison()
-    found, told = usable_examples(found, path, find_loss(settings.loss))
-    if told:
-      say(told)
-    return found
-
-  def read_source(name: str) -> Prepared:
-    say(f"Source {name}:")
-    try:
-      return read(data.sources[name].path, data.sources[name].format)
-    except UserError as error:
-      raise UserError(f"config.data.sources.{name}: {error}") from error
-
-  if data.sources:
-    train: Prepared = join({name: read_source(name) for name in data.sources})
-  else:
-    train = read(data.path, data.format)
-  test = read(data.eval_path, data.format) if data.eval_path else None
-  if data.eval_holdout:
-    train, test = split_holdout(train, data.eval_holdout, data.seed)
-  if axes:
-    pair.check_axes(train, axes, compared=compares(find_loss(settings.loss)))
-  if data.curriculum.stages > 1:
-    train, told = take_stage(train, data.curriculum)
-    say(told)
-  if needs_mismatched(find_loss(settings.loss)):
-    sizes = data.batch_size, data.max_length
-    train = train.with_mismatched(*sizes)
-    test = test and test.with_mismatched(*sizes)
-  return train, test
 
 
 def _check_suits(source: Source, *parts: Prepared | None) -> None:
@@ -393,15 +362,15 @@ def _tell_of_empty_rows(steps: Steps) -> None:
 
 def _restore_or_begin(
   checkpoints: Checkpoints,
-  source: Source,
+  task: Task,
   tx: Any,
   where: TrainState,
   seed: int,
 ) -> tuple[TrainState, int]:
   begin = functools.partial(init_state, tx=tx, seed=seed, shardings=where)
-  like = state_shapes({"policy": source.definition.shapes}, tx, where)
+  like = state_shapes({"policy": task.definition.shapes}, tx, where)
   restored = checkpoints.restore_latest(like)
   if restored is not None:
     say(f"Resuming after step {restored[1]}.")
     return restored
-  return begin({"policy": source.load(where.params["policy"])}), 0
+  return begin({"policy": task.load(where.params["policy"])}), 0

@@ -193,3 +193,26 @@ class TextBatch:
   lists: Lists
   # Each sequence begins with so many places for virtual tokens.
   prefix: int = dataclasses.field(default=0, metadata={"static": True})
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class ImageBatch:
+  """One micro-batch of latents (a step stacks several on a first axis).
+
+  A slot is an image. The text that a prompt's images share stands once.
+  """
+
+  # Of the autoencoder's posterior, scaled for the UNet; padding is a copy.
+  mean: Float32[Leaf, "slots y x c"]
+  std: Float32[Leaf, "slots y x c"]
+  prompt: Int32[Leaf, "slots"]  # which of the texts below
+  item: Int32[Leaf, "slots"]  # its number among the images of its prompt
+  draw: Int32[Leaf, "slots"]  # how often its prompt was drawn before
+  sizes: Float32[Leaf, "slots 6"]  # SDXL's conditions, in pixels
+  ref_error: Float32[Leaf, "slots"] | None  # of the reference, where cached
+  context: Float32[Leaf, "prompts _ _"]
+  pooled: Float32[Leaf, "prompts _"]
+  slots: Slots
+  comparisons: Comparisons
+  lists: Lists

@@ -85,9 +85,9 @@ def make_batch(
       if ref_token_logp is None
       else reference(data, packing, shape, ref_token_logp)
     ),
-    slots=_slots(data, packing, shape),
-    comparisons=_comparisons(data, packing, shape),
-    lists=_lists(data, packing, shape),
+    slots=slots_of(data, packing, shape),
+    comparisons=comparisons_of(data, packing, shape),
+    lists=lists_of(data, packing, shape),
     prefix=shape.prefix,
   )
   for m, micro in enumerate(packing):
@@ -275,7 +275,8 @@ def _listed(data: Prepared, micro: list[Row]) -> dict[int, list[int]]:
   return {i: numbers for i, numbers in found.items() if len(numbers) > 1}
 
 
-def _slots(data: Prepared, packing: Packing, shape: Shape) -> Slots:
+def slots_of(data: Prepared, packing: Packing, shape: Shape) -> Slots:
+  """What is known of each response; a slot's last token is told later."""
   size = (shape.micro_batches, shape.slots)
   example_id, label = np.zeros(size, np.int32), np.full(size, -1, np.int32)
   valid, mismatched = np.zeros(size, bool), np.zeros(size, bool)
@@ -308,7 +309,8 @@ def _unrated(size: tuple[int, int], like: np.ndarray) -> np.ndarray | None:
   return np.full((*size, axes), np.nan, np.float32) if axes else None
 
 
-def _lists(data: Prepared, packing: Packing, shape: Shape) -> Lists:
+def lists_of(data: Prepared, packing: Packing, shape: Shape) -> Lists:
+  """The scored responses of each prompt, where there are several."""
   size = (shape.micro_batches, shape.lists, shape.items)
   slot, valid = np.zeros(size, np.int32), np.zeros(size, bool)
   for m, micro in enumerate(packing):
@@ -320,7 +322,10 @@ def _lists(data: Prepared, packing: Packing, shape: Shape) -> Lists:
   return Lists(slot=slot, valid=valid)
 
 
-def _comparisons(data: Prepared, packing: Packing, shape: Shape) -> Comparisons:
+def comparisons_of(
+  data: Prepared, packing: Packing, shape: Shape
+) -> Comparisons:
+  """The comparisons of which both responses are in the micro-batch."""
   size = (shape.micro_batches, shape.comparisons)
   better, worse = np.zeros(size, np.int32), np.zeros(size, np.int32)
   valid = np.zeros(size, bool)

@@ -32,7 +32,7 @@ def write_folder(
 ) -> None:
   rules = tokenizer.Rules(tokenizer.load(tokenizer_folder))
   names = {file.name: number for number, file in enumerate(files)}
-  tally, table = Tally(), _Table(folder, names)
+  tally, table = Tally(), Table(folder, names)
   try:
     with open(folder / REJECTED, "w") as rejected:
 
@@ -212,7 +212,7 @@ def _quantiles(lengths: list[int]) -> dict[str, int]:
   return {name: int(v) for name, v in zip(at, values, strict=True)}
 
 
-class _Table:
+class Table:
   """Collects the arrays of a preparation; tokens go to the file at once."""
 
   def __init__(self, folder: pathlib.Path, files: Mapping[str, int]):

@@ -2,23 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import time
+from typing import Any
 
 import grain
-
-from jaxpref.types import TextBatch
 
 _AHEAD = 4  # batches
 
 
-class Loader(Iterator[TextBatch]):
+class Loader(Iterator[Any]):
   """The batches of steps, in the order of `numbers`, whatever the threads."""
 
   def __init__(
     self,
-    make: Callable[[int], TextBatch],
+    make: Callable[[int], Any],
     numbers: Sequence[int],
     *,
-    finish: Callable[[int, TextBatch], TextBatch] | None = None,
+    finish: Callable[[int, Any], Any] | None = None,
     threads: int = 2,
   ):
     """
@@ -38,7 +37,7 @@ class Loader(Iterator[TextBatch]):
     # meanwhile, so they have waited no longer than that.
     self.waited = 0.0
 
-  def __next__(self) -> TextBatch:
+  def __next__(self) -> Any:
     began = time.perf_counter()
     batch = next(self._batches)
     self.waited += time.perf_counter() - began

@@ -6,7 +6,7 @@ complete, so that one that was killed is never taken for a cache, and two
 processes may prepare the same at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import hashlib
 import itertools
@@ -56,19 +56,35 @@ def prepare(
     "tokenizer": tokenizer.fingerprint(tokenizer_folder),
     **{name: getattr(data, name) for name in _KEYS},
   }
+  folder = find_folder(
+    depends,
+    lambda folder: write_folder(folder, files, data, tokenizer_folder, depends),
+    cache_dir,
+  )
+  prepared = Prepared(folder)
+  check_refusals(prepared, data, path)
+  if not len(prepared):
+    raise UserError(_nothing_left(prepared.stats, data, path))
+  return prepared
+
+
+_KEYS = ("format", "max_length", "max_prompt_length", "truncate")
+
+
+def find_folder(
+  depends: Mapping[str, Any],
+  write: Callable[[pathlib.Path], None],
+  cache_dir: pathlib.Path | None = None,
+) -> pathlib.Path:
+  """The preparation that depends on these, which `write` writes if need be."""
   key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:32]
   root = cache_dir or config.cache_folder() / "prepared"
   with _told_apart(root):
     root.mkdir(parents=True, exist_ok=True)
     if not _is_whole(root / key):
       with _published(root / key) as folder:
-        write_folder(folder, files, data, tokenizer_folder, depends)
-  prepared = Prepared(root / key)
-  _check(prepared, data, path)
-  return prepared
-
-
-_KEYS = ("format", "max_length", "max_prompt_length", "truncate")
+        write(folder)
+  return root / key
 
 
 @contextlib.contextmanager
@@ -113,8 +129,8 @@ def _published(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check(prepared: Prepared, data: config.Data, path: str) -> None:
-  """Raises UserError for too many refusals, or where no example is left."""
+def check_refusals(prepared: Prepared, data: config.Data, path: str) -> None:
+  """Raises UserError where more rows are refused than data.max_rejected."""
   stats = prepared.stats
   refused = sum(stats["refused"].values())
   if refused > data.max_rejected * stats["rows"]:
@@ -129,8 +145,6 @@ def _check(prepared: Prepared, data: config.Data, path: str) -> None:
       f"listed in {prepared.rejected_file}. Mend the rows, or raise "
       "config.data.max_rejected to leave them out."
     )
-  if not len(prepared):
-    raise UserError(_nothing_left(stats, data, path))
 
 
 def _nothing_left(

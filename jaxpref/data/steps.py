@@ -34,7 +34,50 @@ _LENGTH_CLASSES = 4  # more fit tighter, and take longer to compile
 _PLANNED_STEPS = 512  # looked at before the first, to choose one shape
 
 
-class Steps:
+class Calendar:
+  """Which examples each step of a run holds."""
+
+  def __init__(
+    self, total: int, batch_size: int, order: Order | None, num_steps: int
+  ):
+    """
+    Args:
+      total: how many examples there are.
+      batch_size: examples a step.
+      order: the examples of an epoch; None = as they stand.
+      num_steps: how many steps the run has; 0 = one epoch.
+    """
+    self.order = order or one_source(total, seed=None)
+    self.batch_size = batch_size
+    self.steps_per_epoch = -(-len(self.order) // batch_size)
+    self.num_steps = num_steps or self.steps_per_epoch
+    self._order = functools.lru_cache(maxsize=2)(self.order)
+
+  def __len__(self) -> int:
+    return self.num_steps
+
+  @property
+  def see_all(self) -> bool:
+    """Whether every example is seen at least once."""
+    return self.num_steps >= self.steps_per_epoch
+
+  def examples(self, step: int) -> np.ndarray:
+    """The numbers of the examples of a step; fewer in an epoch's last one."""
+    epoch, step = divmod(step, self.steps_per_epoch)
+    here = slice(step * self.batch_size, (step + 1) * self.batch_size)
+    return self._order(epoch)[here]
+
+  def seen(self, steps: int) -> dict[str, int]:
+    """Examples of each source in the first `steps`, where there are several."""
+    if len(self.order.draws) == 1:
+      return {}
+    epochs, rest = divmod(steps, self.steps_per_epoch)
+    begun = self.order.counts(0, rest * self.batch_size)
+    whole = self.order.draws
+    return {name: epochs * whole[name] + begun[name] for name in whole}
+
+
+class Steps(Calendar):
   """The batches of a run, by step number (from 0)."""
 
   def __init__(
@@ -71,44 +114,28 @@ class Steps:
 
     Raises UserError if rows are too short.
     """
+    order = order or one_source(len(data), seed=seed if shuffle else None)
+    super().__init__(len(data), batch_size, order, num_steps)
     self.data = dataclasses.replace(data, prefix=prefix) if prefix else data
-    self.batch_size, self.rows = batch_size, rows
+    self.rows = rows
     self.row_length, self.share_prompts = row_length, share_prompts
     self.ref_token_logp: np.ndarray | None = None  # see `batch.make_batch`
     # What is done to a step's batch when it is asked for, and not before.
     self.finish: Callable[[int, TextBatch], TextBatch] | None = None
-    self.order = order or one_source(len(data), seed=seed if shuffle else None)
-    self.steps_per_epoch = -(-len(self.order) // batch_size)
-    self.num_steps = num_steps or self.steps_per_epoch
     self.kept = np.ones(len(data.label), bool) if kept is None else kept
     self._check_rows()
-    self._order = functools.lru_cache(maxsize=2)(self.order)
     self.shapes = self._plan(min(self.num_steps, _PLANNED_STEPS), buckets)
     self.packing = functools.lru_cache(maxsize=32)(self._packing)
-
-  def __len__(self) -> int:
-    return self.num_steps
 
   @property
   def shape(self) -> Shape:
     """The largest of the shapes, which steps that fit no other are given."""
     return self.shapes[-1]
 
-  @property
-  def see_all(self) -> bool:
-    """Whether every example is seen at least once."""
-    return self.num_steps >= self.steps_per_epoch
-
   def __getitem__(self, step: int) -> TextBatch:
     """The arrays of a step, on the host."""
     packing, shape = self.packing(step)
     return batch.make_batch(self.data, packing, shape, self.ref_token_logp)
-
-  def examples(self, step: int) -> np.ndarray:
-    """The numbers of the examples of a step; fewer in an epoch's last one."""
-    epoch, step = divmod(step, self.steps_per_epoch)
-    here = slice(step * self.batch_size, (step + 1) * self.batch_size)
-    return self._order(epoch)[here]
 
   def reference(self, step: int, values: np.ndarray) -> np.ndarray:
     """`values`, which are as `ref_token_logp`, where a step has them."""
@@ -123,14 +150,12 @@ class Steps:
       found.append((int(self.data.prompt_lengths[i]), tuple(map(int, kept))))
     return found
 
-  def seen(self, steps: int) -> dict[str, int]:
-    """Examples of each source in the first `steps`, where there are several."""
-    if len(self.order.draws) == 1:
-      return {}
-    epochs, rest = divmod(steps, self.steps_per_epoch)
-    begun = self.order.counts(0, rest * self.batch_size)
-    whole = self.order.draws
-    return {name: epochs * whole[name] + begun[name] for name in whole}
+  def amounts(self, batch: TextBatch) -> dict[str, int]:
+    """How much a step holds, by what is counted a second."""
+    return {
+      "pairs": int(np.sum(batch.comparisons.valid)),
+      "tokens": int(np.sum(batch.slot < batch.slots.valid.shape[-1])),
+    }
 
   def waste(self, step: int) -> Waste:
     """What a step computes and does not need."""

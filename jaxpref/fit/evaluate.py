@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxpref.data.image_steps import ImageSteps
 from jaxpref.data.steps import Steps
 from jaxpref.fit.metrics import averages
 from jaxpref.fit.step import Evaluate, TrainState
@@ -16,7 +17,7 @@ from jaxpref.types import Params
 def held_out(
   evaluate: Evaluate,
   frozen: Mapping[str, Params],
-  steps: Steps,
+  steps: Steps | ImageSteps,
   put: Callable[[Any], Any],
 ) -> Callable[[TrainState], dict[str, float]]:
   """A function from a state to the averages over all held-out examples.

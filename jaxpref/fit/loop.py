@@ -1,5 +1,6 @@
 """The one training loop."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 import functools
 import time
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxpref import config
+from jaxpref.data.image_steps import ImageSteps
 from jaxpref.data.loader import Loader
 from jaxpref.data.packing import Waste
 from jaxpref.data.steps import Steps
@@ -29,17 +31,18 @@ class _Window:
     self.speed = speed
     self.batches, self.waited = batches, batches.waited
     self.terms: list[Any] = []
-    self.pairs = self.tokens = 0  # tokens of responses
+    self.amounts: Counter[str] = Counter()
     self.flops = 0.0
     self.waste: list[Waste] = []
     self.began = time.perf_counter()
 
-  def add(self, step: int, terms: Any, batch: Any, waste: Waste) -> None:
+  def add(
+    self, step: int, terms: Any, amounts: Mapping[str, int], waste: Waste
+  ) -> None:
     self.terms.append(terms)
     self.waste.append(waste)
     self.flops += self.speed.flops(step)
-    self.pairs += int(np.sum(batch.comparisons.valid))
-    self.tokens += int(np.sum(batch.slot < batch.slots.valid.shape[-1]))
+    self.amounts.update(amounts)
 
   def averages(self) -> dict[str, float]:
     fetched = jax.device_get(self.terms)
@@ -49,8 +52,7 @@ class _Window:
     shares = zip(Waste._fields[1:], wasted, strict=True)
     return {
       **averages(summed),
-      "pairs_per_second": self.pairs / seconds,
-      "tokens_per_second": self.tokens / seconds,
+      **{f"{x}_per_second": n / seconds for x, n in self.amounts.items()},
       **self.speed.rates(self.flops, seconds),
       "data/wait_share": (self.batches.waited - self.waited) / seconds,
       **{f"waste/{name}": count / tokens for name, count in shares},
@@ -61,7 +63,7 @@ def fit(
   step: Step,
   state: TrainState,
   frozen: Mapping[str, Params],
-  steps: Steps,
+  steps: Steps | ImageSteps,
   *,
   start: int,
   stop: int,
@@ -124,7 +126,8 @@ def fit(
       arrays = put(batch)
       state, terms = step(state, frozen, arrays)
       flush()
-      window.add(number - 1, terms, batch, steps.waste(number - 1))
+      amounts, waste = steps.amounts(batch), steps.waste(number - 1)
+      window.add(number - 1, terms, amounts, waste)
       reached = number
       leave = interrupted(number)
       last = leave or number == stop

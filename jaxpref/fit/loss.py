@@ -42,6 +42,15 @@ def find_loss(settings: config.Loss) -> Loss:
   return loss
 
 
+def check_suits(settings: config.Config) -> None:
+  """Raises UserError for a loss of arrays that the model's data do not give."""
+  loss, images = find_loss(settings.loss), settings.model.family == "sdxl"
+  missing = _lacks(loss, IMAGES if images else SUPPLIED | REWARDS)
+  if missing:
+    what = "images" if images else "text"
+    raise _unsuited(settings.loss.name, missing, what)
+
+
 def own_options(settings: config.Loss) -> dict[str, Any]:
   """The keyword arguments of the function itself."""
   return {k: v for k, v in settings.options.items() if k != NLL_WEIGHT}
@@ -139,15 +148,21 @@ def needs_reference(loss: Loss) -> bool:
 
 
 def _check_inputs(name: str, loss: Loss) -> None:
-  missing = [
-    each for each in losses.inputs(loss) if each not in SUPPLIED | REWARDS
-  ]
+  missing = _lacks(loss, SUPPLIED | REWARDS | IMAGES)
   if missing:
-    raise UserError(
-      f"config.loss.name: {name!r} takes {', '.join(missing)}, which training "
-      "on text comparisons does not have. Call it from your own code (`from "
-      "jaxpref import losses`), or choose another; docs/losses.md has all."
-    )
+    raise _unsuited(name, missing, "text or images")
+
+
+def _lacks(loss: Loss, supplied: frozenset[str]) -> list[str]:
+  return [each for each in losses.inputs(loss) if each not in supplied]
+
+
+def _unsuited(name: str, missing: Sequence[str], data: str) -> UserError:
+  return UserError(
+    f"config.loss.name: {name!r} takes {', '.join(missing)}, which training "
+    f"on {data} does not have. Call it from your own code (`from jaxpref "
+    "import losses`), or choose another; docs/losses.md has all."
+  )
 
 
 def _check_options(settings: config.Loss, loss: Loss) -> None:
@@ -202,3 +217,11 @@ REWARDS = frozenset(
    "score", "present"}
 )  # fmt: skip
 """What `reward.RewardViews` and `axes.AxisViews` compute of it."""
+
+_OF_IMAGES = ("error", "score", "logp", "mean_logp", "logratio",
+              "mean_logratio")  # fmt: skip
+IMAGES = frozenset(
+  {*_OF_IMAGES, "desirable", "valid", "preference", "values", "scores"}
+  | {f"{side}_{what}" for side in ("chosen", "rejected") for what in _OF_IMAGES}
+)
+"""What `image_objective.ImageViews` computes of images."""

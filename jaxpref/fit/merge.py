@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpref.types import TextBatch
+from jaxpref.types import ImageBatch, TextBatch
 
 
 def merge_micro_batches(batch: TextBatch, values: Any) -> tuple[TextBatch, Any]:
@@ -20,24 +20,43 @@ def merge_micro_batches(batch: TextBatch, values: Any) -> tuple[TextBatch, Any]:
   one micro-batch to the next.
   """
   micro_batches, slots = batch.slots.valid.shape
-  first = slots * jnp.arange(micro_batches, dtype=jnp.int32)
-  row = first[:, None, None]
+  row = _firsts(micro_batches, slots)[:, None, None]
   _, rows, tokens = batch.tokens.shape
-  token = rows * tokens * jnp.arange(micro_batches, dtype=jnp.int32)[:, None]
+  token = _firsts(micro_batches, rows * tokens)[:, None]
   slot = jnp.where(batch.slot < slots, batch.slot + row, micro_batches * slots)
-  pairs, lists = batch.comparisons, batch.lists
   numbered = dataclasses.replace(
     batch,
     slot=slot,
     slots=dataclasses.replace(batch.slots, last=batch.slots.last + token),
-    comparisons=dataclasses.replace(
+    **_numbered_on(batch),
+  )
+  return jax.tree.map(_join, (numbered, values))
+
+
+def merge_images(batch: ImageBatch, values: Any) -> tuple[ImageBatch, Any]:
+  """The same of images."""
+  micro_batches, prompts, *_ = batch.context.shape
+  prompt = batch.prompt + _firsts(micro_batches, prompts)[:, None]
+  numbered = dataclasses.replace(batch, prompt=prompt, **_numbered_on(batch))
+  return jax.tree.map(_join, (numbered, values))
+
+
+def _numbered_on(batch: Any) -> dict[str, Any]:
+  """Comparisons and lists of slots that are numbered over all."""
+  first = _firsts(*batch.slots.valid.shape)
+  pairs, lists = batch.comparisons, batch.lists
+  return {
+    "comparisons": dataclasses.replace(
       pairs,
       better=pairs.better + first[:, None],
       worse=pairs.worse + first[:, None],
     ),
-    lists=dataclasses.replace(lists, slot=lists.slot + row),
-  )
-  return jax.tree.map(_join, (numbered, values))
+    "lists": dataclasses.replace(lists, slot=lists.slot + first[:, None, None]),
+  }
+
+
+def _firsts(micro_batches: int, size: int) -> jax.Array:
+  return size * jnp.arange(micro_batches, dtype=jnp.int32)
 
 
 def _join(x: jax.Array) -> jax.Array:

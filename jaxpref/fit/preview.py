@@ -48,7 +48,7 @@ class Preview:
       return {}
     samples = self._sample(definition, params)
     if jax.process_index() == 0:
-      _replace(workdir / "samples" / "samples.jsonl", step, samples)
+      replace_samples(workdir / "samples" / "samples.jsonl", step, samples)
     if self._judge is None:
       return {}
     scores = [each["scores"]["pattern"] for each in samples]
@@ -116,7 +116,7 @@ class Preview:
     return rules.encode([text])[0].ids
 
 
-def _replace(
+def replace_samples(
   path: pathlib.Path, step: int, samples: list[dict[str, Any]]
 ) -> None:
   """Rewrites the file with the samples of other steps and these."""

@@ -1,16 +1,18 @@
 """From the host to the devices."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from jaxpref import sharding
-from jaxpref.types import TextBatch
+from jaxpref.types import ImageBatch, TextBatch
+
+Batch = TypeVar("Batch", TextBatch, ImageBatch)
 
 
-def put_batch(mesh: jax.sharding.Mesh, batch: TextBatch) -> TextBatch:
-  """Moves the arrays of a step to the devices, rows spread over them.
+def put_batch(mesh: jax.sharding.Mesh, batch: Batch) -> Batch:
+  """Moves the arrays of a step to the devices, rows or images spread over them.
 
   Those that are there already stay.
   """
@@ -24,7 +26,7 @@ def put_batch(mesh: jax.sharding.Mesh, batch: TextBatch) -> TextBatch:
     return jax.tree.map(move, batch, batch_places(mesh, batch))
 
 
-def batch_places(mesh: jax.sharding.Mesh, batch: TextBatch) -> TextBatch:
+def batch_places(mesh: jax.sharding.Mesh, batch: Batch) -> Batch:
   """Where each array of a step lies."""
   rows = sharding.batch_sharding(mesh, axis=1)
   everywhere = sharding.replicated(mesh)

@@ -1,5 +1,7 @@
 """What losses ask for, by the names of their vocabulary."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
@@ -21,7 +23,8 @@ class Views:
     ref_token_logp: Float32[Array, "rows responses"] | None,
     unit: losses.Unit,
   ) -> None:
-    self.batch, self.unit = batch, unit
+    self.batch: Any = batch  # of text here; others have slots as well
+    self.unit = unit
     self.token_logp, self._ref = token_logp, ref_token_logp
 
   def __getitem__(self, name: str) -> Array:

@@ -46,6 +46,28 @@ def denoising_error(
   return jnp.mean((prediction - target) ** 2, axis=_LATENT)
 
 
+@loss("sequence")
+def denoising(
+  error: Float32[Array, "*latents"],
+) -> Float32[Array, "*latents"]:
+  """Plain fine-tuning: the denoising error of each image is its loss.
+
+  Use: to train or fine-tune a diffusion model on images alone; the better
+  images of comparisons, where there are any.
+
+  Args:
+    error: `denoising_error` of the image.
+
+  Returns: one loss per image.
+
+  Reference: Ho et al. 2020, eq. 14 (https://arxiv.org/abs/2006.11239).
+
+  >>> f"{denoising(jnp.array([0.25]))[0]}"
+  '0.25'
+  """
+  return error
+
+
 @checked
 def denoising_value(
   prediction: Float32[Array, "*latents y x c"],

@@ -19,6 +19,7 @@ from jaxpref.models.heads import reward_axes
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.lora import overlay
 from jaxpref.models.prompt import draw_rows
+from jaxpref.models.sdxl import lora_file
 from jaxpref.types import Params
 
 
@@ -166,7 +167,9 @@ def resolve_model(settings: config.Model, platform: str) -> config.Model:
   """
   suited = "float32" if platform == "cpu" else "bfloat16"
   dtype = suited if settings.dtype == "auto" else settings.dtype
-  lora = adapter.with_adapter(settings.lora)
+  images = settings.family == "sdxl"
+  resolve = lora_file.resolve if images else adapter.with_adapter
+  lora = resolve(settings.lora)
   prompt = prompt_file.with_prompt(settings.prompt)
   return dataclasses.replace(settings, dtype=dtype, lora=lora, prompt=prompt)
 

@@ -1,7 +1,7 @@
 """`--plan=TOPOLOGY`: compiles the step of a config without its hardware.
 
-What is particular to a kind of model is in one file each (`text`): the shapes
-of a step and its useful operations. The rest knows programs only.
+What is particular to a kind of model is in one file each (`text`, `image`): the
+shapes of a step and its useful operations. The rest knows programs only.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import pathlib
 
 from jaxpref import config, sharding
 from jaxpref.files import replacing
+from jaxpref.plan.image import image_job
 from jaxpref.plan.job import measure
 from jaxpref.plan.page import as_json, as_text
 from jaxpref.plan.text import text_job
@@ -28,7 +29,8 @@ def plan(settings: config.Config, workdir: pathlib.Path, topology: str) -> str:
   mesh = sharding.make_mesh(
     **dataclasses.asdict(settings.mesh), devices=find_devices(topology)
   )
-  job = text_job(settings, mesh)
+  images = settings.model.family == "sdxl"
+  job = (image_job if images else text_job)(settings, mesh)
   measured = measure(job, mesh)
   workdir = workdir.expanduser()
   workdir.mkdir(parents=True, exist_ok=True)

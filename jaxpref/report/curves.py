@@ -33,6 +33,13 @@ _CHARTS: dict[str, tuple[dict[str, tuple[str, str]], dict[str, Any]]] = {
     "logps/rejected": ("rejected", "orange"),
     "eval/logps/rejected": ("held-out", "orange"),
   }, {"help": "nats, summed over the answer"}),
+  "Denoising error": ({
+    "error/chosen": ("chosen", "blue"),
+    "eval/error/chosen": ("held-out", "blue"),
+    "error/rejected": ("rejected", "orange"),
+    "eval/error/rejected": ("held-out", "orange"),
+  }, {"zero": True, "help": "mean squared error of what the model predicts of "
+      "noisy latents; moves with the timesteps drawn"}),
   "Likelihood term": ({"nll": ("train", "blue"),
                        "eval/nll": ("held-out", "green")},
     {"help": "nats a token of chosen answers; the loss adds it, weighted"}),
@@ -44,6 +51,7 @@ _CHARTS: dict[str, tuple[dict[str, tuple[str, str]], dict[str, Any]]] = {
   "Speed": ({
     "pairs_per_second": ("pairs a second", "green"),
     "tokens_per_second": ("tokens a second", "green"),
+    "images_per_second": ("images a second", "blue"),
   }, {"zero": True}),
   "Useful TFLOP/s": ({
     "useful_tflops_per_second_per_device": ("of a device", "green"),

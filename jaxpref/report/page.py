@@ -53,7 +53,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     results=rows,
     charts=curves(lines, _loss_name(settings)),
     gaps=_gaps(lines),
-    prompts=prompts(samples),
+    prompts=prompts(samples, workdir / "samples"),
     prompts_shown=_PROMPTS_SHOWN,
     data=_data_table(data),
     held_out=_held_out(data),
@@ -88,6 +88,7 @@ def _facts(
   for key, name in (
     ("pairs_per_second", "pairs/s"),
     ("tokens_per_second", "tokens/s"),
+    ("images_per_second", "images/s"),
   ):
     speeds = sorted(value for _, value in series(lines, key) if value > 0)
     if speeds:  # the median: the first step compiles

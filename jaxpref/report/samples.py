@@ -1,14 +1,23 @@
-"""Texts the model wrote, before and after training, prompt by prompt."""
+"""What the model made, before and after training, prompt by prompt."""
 
+import base64
 from collections.abc import Mapping, Sequence
+import io
 import json
+import pathlib
+import re
 from typing import Any, NamedTuple
+
+from PIL import Image
 
 from jaxpref.report.numbers import number
 from jaxpref.report.read import Row, finite, step_of
 
 _FOLDED_FROM = 700  # characters; longer texts are folded
 _FOLDED_TO = 320
+_SIDE = 256  # pixels of an image on the page
+# No other: a text that a model writes must not name a file of its choice.
+_NAME = re.compile(r"step_\d{6,}/\d{5,}\.png")
 
 
 class Text(NamedTuple):
@@ -20,6 +29,7 @@ class Text(NamedTuple):
 
 class Sample(NamedTuple):
   text: Text
+  image: str  # as a data URI; '' for a text
   scores: Mapping[str, str]
 
 
@@ -30,10 +40,11 @@ class Prompt(NamedTuple):
   columns: Sequence[tuple[str, Sequence[Sample]]]
 
 
-def prompts(samples: Sequence[Row]) -> list[Prompt]:
+def prompts(samples: Sequence[Row], folder: pathlib.Path) -> list[Prompt]:
   """The prompts in their order, with answers before and after training.
 
-  Samples of other steps are left out.
+  Samples of other steps are left out. A response that names a PNG below
+  `folder` is that image.
   """
   last = max((step_of(sample) for sample in samples), default=0)
   headings = {0: "Before training"}
@@ -44,8 +55,9 @@ def prompts(samples: Sequence[Row]) -> list[Prompt]:
     prompt, step = plain(sample.get("prompt")), step_of(sample)
     columns = answers.setdefault(prompt, {key: [] for key in headings})
     if step in columns:
-      text = fold(plain(sample.get("response")))
-      columns[step].append(Sample(text, _scores(sample.get("scores"))))
+      response = plain(sample.get("response"))
+      image, scores = _image(folder, response), _scores(sample.get("scores"))
+      columns[step].append(Sample(fold(response), image, scores))
   return [
     Prompt(fold(prompt), [(headings[s], found) for s, found in columns.items()])
     for prompt, columns in answers.items()
@@ -66,6 +78,22 @@ def fold(text: str) -> Text:
   if len(text) < _FOLDED_FROM:
     return Text(text)
   return Text(text, text[:_FOLDED_TO].rstrip() + " …")
+
+
+def _image(folder: pathlib.Path, name: str) -> str:
+  """A PNG as a small data URI; '' for what is none."""
+  if not _NAME.fullmatch(name):
+    return ""
+  try:
+    with Image.open(folder / name) as image:
+      image.thumbnail((_SIDE, _SIDE))
+      times = max(1, _SIDE // max(image.size))  # pixels stay squares
+      size = times * image.width, times * image.height
+      small = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+      small.save(out := io.BytesIO(), "WEBP", quality=90)
+  except OSError:
+    return ""
+  return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def _scores(given: Any) -> dict[str, str]:

@@ -13,11 +13,11 @@ import numpy as np
 from jaxpref import config, sharding
 from jaxpref.errors import UserError
 from jaxpref.models.build import bind
+from jaxpref.models.sdxl.image_model import ImageModel, tokenize
 from jaxpref.models.sdxl.pipeline import encode_text
 from jaxpref.ops.noise import add_noise
 from jaxpref.sample.denoise import Draw, Predict, denoise, draws, image_keys
 from jaxpref.sample.guidance import guided, unguided
-from jaxpref.sample.image_model import ImageModel, tokenize
 from jaxpref.sample.samplers import Sampler, make_sampler, started_at
 from jaxpref.types import Params
 

@@ -9,9 +9,14 @@ import jax
 from jaxpref import config, sharding
 from jaxpref.errors import UserError
 from jaxpref.files import replacing
+from jaxpref.hosts import say
+from jaxpref.models.sdxl.image_model import (
+  ImageModel,
+  open_image_model,
+  tokenize,
+)
 from jaxpref.sample.album import Album, read_image
 from jaxpref.sample.image import make_images, make_recipe
-from jaxpref.sample.image_model import ImageModel, open_image_model, tokenize
 from jaxpref.sample.prompts import read_prompts
 
 
@@ -50,7 +55,7 @@ def sample_images(
       if jax.process_index() == 0:
         for number, each in zip(batch, pixels, strict=True):
           album.put(number, each)
-      _say(f"{batch[-1] + 1} of {len(prompts)} images")
+      say(f"{batch[-1] + 1} of {len(prompts)} images")
   return album.close() if jax.process_index() == 0 else workdir
 
 
@@ -94,7 +99,7 @@ def _told(settings: config.Config, height: int, width: int) -> dict[str, Any]:
 def _tell_of_cuts(count: int, model: ImageModel) -> None:
   if count:
     encoder = model.definitions["text_encoder"].config
-    _say(
+    say(
       f"Warning: {count} of the prompts are longer than the "
       f"{encoder.max_position_embeddings} tokens that the model reads; the "
       "rest of them is cut off."
@@ -107,8 +112,3 @@ def _write_config(settings: config.Config, workdir: pathlib.Path) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   with replacing(workdir / "config.json") as partial:
     partial.write_text(json.dumps(config.to_dict(settings), indent=2) + "\n")
-
-
-def _say(text: str) -> None:
-  if jax.process_index() == 0:
-    print(text, flush=True)

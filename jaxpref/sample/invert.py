@@ -8,10 +8,10 @@ from jaxtyping import Array, Int32
 import numpy as np
 
 from jaxpref.errors import UserError
+from jaxpref.models.sdxl.scheduler import Scheduler
 from jaxpref.ops.noise import Latents, separate
 from jaxpref.sample.denoise import Predict
 from jaxpref.sample.samplers import Step, steps_between
-from jaxpref.sample.scheduler import Scheduler
 
 
 def ddim_inverse(scheduler: Scheduler, steps: int) -> Step:

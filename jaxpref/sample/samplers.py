@@ -23,8 +23,8 @@ import numpy as np
 
 from jaxpref.config import nearest
 from jaxpref.errors import UserError
+from jaxpref.models.sdxl.scheduler import Scheduler
 from jaxpref.ops import schedules
-from jaxpref.sample.scheduler import Scheduler
 from jaxpref.types import Leaf
 
 

@@ -25,7 +25,7 @@ SCORES = [2.0, 9.0, math.nan, 8.5, 4.0]
   ],
 )
 def test_each_rule_compares_what_its_name_says(rule, pairs):
-  assert rule in config.CHOICES["pair.rule"]
+  assert rule in config.checks.CHOICES["pair.rule"]
   found = compare(SCORES, Pair(rule=rule))
   assert found == [(better, worse, 1.0, 1.0) for better, worse in pairs]
   assert compare([math.nan, 1.0], Pair(rule=rule)) == []

@@ -14,9 +14,9 @@ import torch
 
 from jaxpref import config, sharding
 from jaxpref.errors import UserError
+from jaxpref.models.sdxl.image_model import open_image_model, tokenize
 from jaxpref.sample.denoise import draws, image_keys
 from jaxpref.sample.image import make_images, make_recipe
-from jaxpref.sample.image_model import open_image_model, tokenize
 
 # Of diffusers, which makes NumPy arrays of torch's.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from jaxpref.errors import UserError
+from jaxpref.models.sdxl.scheduler import Scheduler
 from jaxpref.sample.denoise import denoise
 from jaxpref.sample.invert import (
   ddim_inverse,
@@ -18,7 +19,6 @@ from jaxpref.sample.invert import (
   renoise,
 )
 from jaxpref.sample.samplers import ddim
-from jaxpref.sample.scheduler import Scheduler
 
 LATENTS = np.random.default_rng(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
 MIX = np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32) / 8

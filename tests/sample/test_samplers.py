@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 
 from jaxpref.errors import UserError
+from jaxpref.models.sdxl.scheduler import Scheduler, scheduler_from
 from jaxpref.sample import samplers
 from jaxpref.sample.denoise import (
   denoise,
@@ -19,7 +20,6 @@ from jaxpref.sample.denoise import (
   step_logp,
   step_mean,
 )
-from jaxpref.sample.scheduler import Scheduler, scheduler_from
 
 # Of diffusers, which makes NumPy arrays of torch's.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")

@@ -6,6 +6,7 @@ before diffusers 0.22, and PEFT's own, name the same tensors otherwise.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import re
@@ -104,6 +105,20 @@ def read_lora(folder: str | pathlib.Path) -> config.Lora:
     rs=bool(given.get("use_rslora", False)),
     targets="|".join(sorted(layers)),
   )
+
+
+def resolve(lora: config.Lora) -> config.Lora:
+  """The settings with those of the file at `lora.path`, if there is one.
+
+  A new adapter is of the usual layers, unless others are named. Raises
+  UserError as `read_lora`.
+  """
+  if lora.path:
+    found = read_lora(lora.path)
+    return dataclasses.replace(found, dropout=lora.dropout, path=lora.path)
+  if lora.rank and lora.targets == config.Lora.targets:
+    return dataclasses.replace(lora, targets=TARGETS)
+  return lora
 
 
 def load_lora(

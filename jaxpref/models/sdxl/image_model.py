@@ -19,7 +19,7 @@ from jaxpref.models.sdxl.pipeline import (
   StoredParts,
   open_pipeline,
 )
-from jaxpref.sample.scheduler import Scheduler, read_scheduler
+from jaxpref.models.sdxl.scheduler import Scheduler, read_scheduler
 from jaxpref.types import Params
 
 

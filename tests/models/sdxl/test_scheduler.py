@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from jaxpref.errors import UserError
-from jaxpref.sample.scheduler import Scheduler, read_scheduler, scheduler_from
+from jaxpref.models.sdxl.scheduler import (
+  Scheduler,
+  read_scheduler,
+  scheduler_from,
+)
 
 # Of diffusers, which makes NumPy arrays of torch's.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")

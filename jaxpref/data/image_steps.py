@@ -1,0 +1,178 @@
+"""Step batches of images, as a pure function of (seed, step).
+
+The images of a prompt stay together; prompts are spread over micro-batches so
+that the fullest is as empty as it can be.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+
+from jaxpref.data.batch import comparisons_of, lists_of, slots_of
+from jaxpref.data.images import PreparedImages
+from jaxpref.data.loader import Loader
+from jaxpref.data.order import Order
+from jaxpref.data.packing import Packing, Piece, Shape, Waste, pack_fewest
+from jaxpref.data.steps import Calendar
+from jaxpref.errors import UserError
+from jaxpref.types import ImageBatch
+
+_CAPTION = 1  # what is drawn by this key: whether a caption is dropped
+
+
+class ImageSteps(Calendar):
+  """The batches of a run, by step number (from 0)."""
+
+  def __init__(
+    self,
+    data: PreparedImages,
+    *,
+    batch_size: int,
+    per_device: int,
+    devices: int,
+    kept: np.ndarray,
+    order: Order | None = None,
+    num_steps: int = 0,
+    drop_caption: float = 0.0,
+    seed: int = 0,
+  ):
+    """
+    Args:
+      data: the encoded examples.
+      batch_size: prompts a step.
+      per_device: images of one micro-batch on one device.
+      devices: that share a micro-batch.
+      kept: which responses are computed.
+      order: the examples of an epoch; None = as they stand.
+      num_steps: how many steps the run has; 0 = one epoch.
+      drop_caption: the share of draws in which the prompt is empty.
+      seed: of those draws.
+
+    Raises UserError where the images of a prompt are too many.
+    """
+    super().__init__(len(data), batch_size, order, num_steps)
+    self.data, self.kept = data, kept
+    self.slots, self.devices = per_device * devices, devices
+    self.drop_caption, self.seed = drop_caption, seed
+    self.ref_error: np.ndarray | None = None  # [draws, responses]
+    self._pieces = [self._piece(i) for i in range(len(data))]
+    largest = max(piece.size for piece in self._pieces)
+    if largest > self.slots:
+      raise UserError(
+        f"A prompt has {largest} images, which are computed together, and "
+        f"{self.slots} fit: config.data.rows_per_device, images of one "
+        "micro-batch on one device, times the devices. Raise it."
+      )
+    self.packing = functools.lru_cache(maxsize=32)(self._packing)
+    self.shape = self._plan()
+
+  def __getitem__(self, step: int) -> ImageBatch:
+    """The arrays of a step, on the host."""
+    packing = self.packing(step)
+    # A step that the plan did not foresee gets a shape of its own.
+    shape = dataclasses.replace(self.shape, micro_batches=len(packing))
+    epoch = step // self.steps_per_epoch
+    lead = (shape.micro_batches, shape.slots)
+    size = (*lead, *self.data.latent_shape)
+    mean, std = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    sizes = np.zeros((*lead, 6), np.float32)
+    prompt, item = np.zeros(lead, np.int32), np.zeros(lead, np.int32)
+    text = self.data.text(-1)
+    texts = (shape.micro_batches, shape.rows)
+    context = np.zeros((*texts, *text.context.shape), np.float32)
+    pooled = np.zeros((*texts, *text.pooled.shape), np.float32)
+    for m, micro in enumerate(packing):
+      slot = 0
+      for p, piece in enumerate(itertools.chain.from_iterable(micro)):
+        i = piece.example
+        told = self.data.text(-1 if self._drops(i, epoch) else i)
+        context[m, p], pooled[m, p] = told
+        first = self.data.first_response[i]
+        for j in piece.responses:
+          latent = self.data.latent(j)
+          mean[m, slot], std[m, slot], sizes[m, slot] = latent
+          prompt[m, slot], item[m, slot] = p, j - first
+          slot += 1
+      # Padding is a copy of a real image: the gradient needs finite inputs.
+      source = (m, 0) if slot else (0, 0)
+      for array in (mean, std, sizes):
+        array[m, slot:] = array[source]
+      if not slot:
+        context[m], pooled[m] = context[0, 0], pooled[0, 0]
+    return ImageBatch(
+      mean=mean,
+      std=std,
+      prompt=prompt,
+      item=item,
+      draw=np.full(lead, epoch, np.int32),
+      sizes=sizes,
+      ref_error=None,
+      context=context,
+      pooled=pooled,
+      slots=slots_of(self.data, packing, shape),
+      comparisons=comparisons_of(self.data, packing, shape),
+      lists=lists_of(self.data, packing, shape),
+    )
+
+  def amounts(self, batch: Any) -> dict[str, int]:
+    """How much a step holds, by what is counted a second."""
+    return {
+      "pairs": int(np.sum(batch.comparisons.valid)),
+      "images": int(np.sum(batch.slots.valid)),
+    }
+
+  def waste(self, step: int) -> Waste:
+    """Images in the place of tokens: what a step computes and does not need."""
+    total = len(self.packing(step)) * self.slots
+    return Waste(total, total - self.images(step), 0, 0)
+
+  def images(self, step: int) -> int:
+    """How many a step holds."""
+    return sum(self._pieces[int(i)].size for i in self.examples(step))
+
+  def loader(self, numbers: Sequence[int], threads: int = 2) -> Loader:
+    """Batches of the steps with these numbers, made ahead by threads."""
+    return Loader(self.__getitem__, numbers, threads=threads)
+
+  def _drops(self, example: int, epoch: int) -> bool:
+    rng = np.random.default_rng([self.seed, epoch, example, _CAPTION])
+    return bool(rng.random() < self.drop_caption)
+
+  def _piece(self, example: int) -> Piece:
+    first, last = self.data.first_response[example : example + 2]
+    kept = tuple(j for j in range(first, last) if self.kept[j])
+    return Piece(example, kept, len(kept))
+
+  def _packing(self, step: int, at_least: int = 0) -> Packing:
+    return pack_fewest(
+      [[self._pieces[int(i)]] for i in self.examples(step)],
+      rows=1,
+      row_length=self.slots,
+      at_least=at_least or self.shape.micro_batches,
+    )
+
+  def _plan(self) -> Shape:
+    """Sizes that every step fits."""
+    sizes = np.array([piece.size for piece in self._pieces])
+    pairs = np.diff(self.data.first_comparison)
+    most = lambda counts: int(np.sort(counts)[::-1][: self.batch_size].sum())
+    fewest = max(
+      len(self._packing(step, 1)) for step in range(min(self.num_steps, 512))
+    )
+    prompts = min(self.batch_size, self.slots // int(sizes.min()))
+    prompts = -(-prompts // self.devices) * self.devices  # texts are shared out
+    return Shape(
+      micro_batches=fewest,
+      rows=prompts,
+      tokens=self.slots,
+      sequences=(),
+      responses=0,
+      slots=self.slots,
+      comparisons=max(1, most(pairs)),
+      lists=max(1, prompts),
+      items=int(sizes.max()),
+    )

@@ -1,0 +1,287 @@
+"""A run of a diffusion model: on latents and texts that are encoded before."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+
+from jaxpref import config, sharding
+from jaxpref.data.image_steps import ImageSteps
+from jaxpref.data.images import PreparedImages, prepare_images, resolution
+from jaxpref.data.mixture import make_order
+from jaxpref.errors import UserError
+from jaxpref.fit.examples import read_examples
+from jaxpref.fit.image_objective import image_objective
+from jaxpref.fit.image_reference import (
+  define_unet,
+  image_roles,
+  with_image_mode,
+)
+from jaxpref.fit.loss import find_loss
+from jaxpref.fit.preview import replace_samples
+from jaxpref.fit.put import put_batch
+from jaxpref.fit.task import Task
+from jaxpref.fit.usable import kept_responses
+from jaxpref.hosts import say
+from jaxpref.models.build import Definition, init_params
+from jaxpref.models.sdxl.image_model import ImageModel, open_image_model
+from jaxpref.models.sdxl.lora_file import load_lora, save_lora
+from jaxpref.models.sdxl.pipeline import Pipeline, StoredParts, save_pipeline
+from jaxpref.models.source import folder_digest
+from jaxpref.plan.image import image_flops
+from jaxpref.sample.album import Album
+from jaxpref.sample.image import make_images, make_recipe
+from jaxpref.sample.prompts import read_prompts
+from jaxpref.types import Params
+
+
+def image_task(
+  settings: config.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> Task | None:
+  """Of a UNet; None where there is nothing to train."""
+  settings = with_image_mode(settings)
+  if settings.data.sources:
+    raise UserError(
+      "config.data.sources mixes sources of text. Put the images into the "
+      "files of one folder, and name that in config.data.path."
+    )
+  encoder = open_image_model(_exact(settings.model))
+  _check_timesteps(settings.diffusion, encoder)
+  train, test = read_examples(
+    settings, lambda data, path: prepare_images(data, path, encoder, say)
+  )
+  if "fit" not in settings.stages:
+    return None
+  definition = define_unet(settings.model, encoder.definitions["unet"].config)
+  steps, test_steps = _make_steps(settings, train, test, mesh)
+  folder = encoder.pipeline.folder / "unet"
+  load = functools.partial(_load, settings, encoder, definition)
+  preview = _Preview(settings, workdir, encoder, definition, test, mesh)
+
+  def export(trained: Params, whole: Params) -> pathlib.Path:
+    pipeline = dataclasses.replace(
+      encoder.pipeline,
+      definitions={**encoder.definitions, "unet": definition},
+    )
+    parts = _Parts(StoredParts(encoder.pipeline), whole)
+    save_pipeline(workdir / "export", pipeline, parts)
+    if definition.base:
+      save_lora(workdir / "adapter", definition, trained)
+    return workdir / "export"
+
+  one = image_flops(settings, definition, train.latent_shape)
+  return Task(
+    settings=settings,
+    definition=definition,
+    load=load,
+    base=folder_digest(str(folder), "config.json") if definition.base else "",
+    train=train,
+    test=test,
+    steps=steps,
+    test_steps=test_steps,
+    put=functools.partial(put_batch, mesh),
+    objective=functools.partial(
+      image_objective, definition, settings, encoder.scheduler
+    ),
+    open_reference=lambda: (
+      _frozen(settings, encoder, definition, mesh),
+      lambda: None,
+    ),
+    flops=lambda number: one * steps.images(number),
+    preview=preview.write,
+    export=export,
+  )
+
+
+def _exact(settings: config.Model) -> config.Model:
+  """The parts as they are stored: what encodes does so in float32."""
+  return dataclasses.replace(
+    settings, dtype="float32", param_dtype="float32", lora=config.Lora()
+  )
+
+
+def _check_timesteps(settings: config.Diffusion, model: ImageModel) -> None:
+  last = model.scheduler.num_train_timesteps - 1
+  outside = [each for each in settings.timesteps if not 0 <= each <= last]
+  if outside:
+    raise UserError(
+      f"config.diffusion.timesteps holds {outside[0]}; each must be at least 0 "
+      f"and at most {last}, the model's last."
+    )
+
+
+def _load(
+  settings: config.Config,
+  encoder: ImageModel,
+  definition: Definition,
+  shardings: Mapping,
+) -> Params:
+  """What trains, each tensor straight into its shards."""
+  lora = definition.lora
+  if not lora.rank:
+    return StoredParts(encoder.pipeline, {"unet": shardings})["unet"]
+  if lora.path:
+    return load_lora(lora.path, definition, shardings)
+  key = jax.random.key(settings.train.seed)
+  return init_params(definition, key, shardings)
+
+
+def _frozen(
+  settings: config.Config,
+  encoder: ImageModel,
+  definition: Definition,
+  mesh: jax.sharding.Mesh,
+) -> dict[str, Params]:
+  """The base of an adapter, and a live reference that it is not."""
+  path = settings.reference.path
+  whole = definition.base or definition
+  places = sharding.param_shardings(mesh, whole.shapes, whole.axes)
+
+  def load(model: ImageModel) -> Params:
+    parts = dataclasses.replace(
+      model.pipeline, definitions={**model.definitions, "unet": whole}
+    )
+    return StoredParts(parts, {"unet": places})["unet"]
+
+  other = encoder
+  if path and path != settings.model.path:
+    other = open_image_model(
+      _exact(dataclasses.replace(settings.model, path=path))
+    )
+  roles = image_roles(settings, definition)
+  return {
+    role: load(other if role == "reference" else encoder) for role in roles
+  }
+
+
+def _make_steps(
+  settings: config.Config,
+  train: PreparedImages,
+  test: PreparedImages | None,
+  mesh: jax.sharding.Mesh,
+) -> tuple[ImageSteps, ImageSteps | None]:
+  data, loss = settings.data, find_loss(settings.loss)
+  make = functools.partial(
+    ImageSteps,
+    batch_size=data.batch_size,
+    per_device=data.rows_per_device,
+    devices=mesh.shape["data"] * mesh.shape["fsdp"],
+    seed=data.seed,
+  )
+  order, told = make_order(data, train)
+  if told:
+    say(told)
+  epoch = -(-len(order) // data.batch_size)
+  steps = make(
+    train,
+    kept=kept_responses(train, loss),
+    order=order,
+    num_steps=settings.train.steps or epoch * data.epochs,
+    drop_caption=settings.diffusion.drop_caption,
+  )
+  held_out = make(test, kept=kept_responses(test, loss)) if test else None
+  return steps, held_out
+
+
+class _Parts(Mapping[str, Params]):
+  """Stored parts, and the trained UNet in place of its own."""
+
+  def __init__(self, stored: StoredParts, unet: Params):
+    self._stored, self._unet = stored, unet
+
+  def __getitem__(self, name: str) -> Params:
+    return self._unet if name == "unet" else self._stored[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._stored)
+
+  def __len__(self) -> int:
+    return len(self._stored)
+
+
+class _Preview:
+  """Images of a fixed list of prompts, from the same noise each time."""
+
+  def __init__(
+    self,
+    settings: config.Config,
+    workdir: pathlib.Path,
+    encoder: ImageModel,
+    definition: Definition,
+    test: PreparedImages | None,
+    mesh: jax.sharding.Mesh,
+  ):
+    self._settings, self._workdir, self._mesh = settings, workdir, mesh
+    pipeline = dataclasses.replace(
+      encoder.pipeline,
+      definitions={**encoder.definitions, "unet": definition},
+    )
+    self._stored = encoder.pipeline
+    self._model = dataclasses.replace(encoder, pipeline=pipeline)
+    self._prompts = self._choose(test)
+    side = resolution(settings.data, self._model)
+    sized = dataclasses.replace(
+      settings.sample,
+      height=settings.sample.height or side,
+      width=settings.sample.width or side,
+    )
+    # Compiled when it is first asked for; a mistake in the settings comes now.
+    self._make = make_images(self._model, make_recipe(self._model, sized))
+
+  def write(self, step: int, unet: Params) -> dict[str, float]:
+    """Makes the images of samples/step_STEP."""
+    if not self._prompts:
+      return {}
+    times = self._settings.sample.per_prompt
+    prompts = [prompt for prompt in self._prompts for _ in range(times)]
+    params = {**_encoders(self._stored, self._mesh), "unet": unet}
+    pixels = self._make(params, prompts, range(len(prompts)))
+    if jax.process_index() == 0:
+      self._keep(step, prompts, pixels)
+    return {}
+
+  def _keep(
+    self, step: int, prompts: Sequence[str], pixels: np.ndarray
+  ) -> None:
+    """In place of what an earlier run, of other prompts perhaps, has left."""
+    samples, seed = self._workdir / "samples", self._settings.sample.seed
+    folder = samples / f"step_{step:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    album = Album(folder, prompts, {"step": step, "seed": seed})
+    for number, each in enumerate(pixels):
+      album.put(number, each)
+    album.close()
+    rows = [
+      {
+        "prompt": prompt,
+        "response": f"{folder.name}/{album.path(number).name}",
+        "seed": seed,
+      }
+      for number, prompt in enumerate(prompts)
+    ]
+    replace_samples(samples / "samples.jsonl", step, rows)
+
+  def _choose(self, test: PreparedImages | None) -> list[str]:
+    sample = self._settings.sample
+    if sample.prompts:
+      prompts = read_prompts(pathlib.Path(sample.prompts))
+      return [str(prompt) for prompt in prompts[: sample.num_prompts]]
+    if test is None:
+      return []
+    count = min(sample.num_prompts, len(test))
+    return [test.caption(i) for i in range(count)]
+
+
+def _encoders(pipeline: Pipeline, mesh: jax.sharding.Mesh) -> dict[str, Params]:
+  """All parts but the UNet."""
+  places = {
+    name: sharding.param_shardings(mesh, each.shapes, each.axes)
+    for name, each in pipeline.definitions.items()
+    if name != "unet"
+  }
+  parts = StoredParts(pipeline, places)
+  return {name: parts[name] for name in places}

@@ -1,0 +1,125 @@
+"""Which images a step holds, and the arrays of it."""
+
+import numpy as np
+import pytest
+
+from jaxpref.data.image_steps import ImageSteps
+from jaxpref.data.images import Latent, PreparedImages, Text, fit_square
+from jaxpref.data.order import one_source
+from jaxpref.errors import UserError
+
+
+class _Images(PreparedImages):
+  """Prepared images whose latents say which image they are of."""
+
+  latent_shape = (2, 2, 4)
+
+  def latent(self, j):
+    number = float(self.response(j)[0])
+    mean = np.full(self.latent_shape, number, np.float32)
+    return Latent(mean, mean / 10.0, np.full(6, number, np.float32))
+
+  def text(self, i):
+    number = -1.0 if i == -1 else float(self.prompt(i)[0])
+    return Text(np.full((3, 5), number, np.float32), np.full(2, number, "f4"))
+
+
+@pytest.fixture(scope="module")
+def images(make_prepared):
+  """Prompts with 2, 3, 2, 4 and 2 images; the first is the best of each."""
+  examples, number = [], 0
+  for caption, count in enumerate((2, 3, 2, 4, 2)):
+    shown = [[number + k] for k in range(count)]
+    pairs = [(0, k) for k in range(1, count)]
+    examples.append(([caption], shown, pairs))
+    number += count
+  return _Images(make_prepared(examples).folder)
+
+
+def _steps(images, **given):
+  kept = np.ones(len(images.label), bool)
+  options = {"batch_size": 3, "per_device": 3, "devices": 2, "kept": kept}
+  return ImageSteps(images, **{**options, **given})
+
+
+def test_every_image_comes_once_with_its_own_text(images):
+  steps = _steps(images, order=one_source(5, seed=3))
+  seen = []
+  for number in range(len(steps)):
+    batch = steps[number]
+    assert batch.mean.shape[1:] == (6, 2, 2, 4)
+    assert batch.context.shape[1] % 2 == 0  # shared out over the devices
+    for m, valid in enumerate(batch.slots.valid):
+      for slot in np.flatnonzero(valid):
+        image = int(batch.mean[m, slot, 0, 0, 0])
+        caption = batch.context[m, batch.prompt[m, slot], 0, 0]
+        example = batch.slots.example_id[m, slot]
+        first = images.first_response[example]
+        assert caption == example
+        assert image == first + batch.item[m, slot]
+        assert batch.sizes[m, slot, 0] == image
+        seen.append(image)
+      pairs = batch.comparisons
+      for c in np.flatnonzero(pairs.valid[m]):
+        sides = pairs.better[m, c], pairs.worse[m, c]
+        better, worse = (batch.slots.example_id[m, side] for side in sides)
+        assert better == worse
+        assert batch.item[m, sides[0]] == 0
+  assert sorted(seen) == list(range(13))
+  assert sum(steps.amounts(steps[n])["images"] for n in range(2)) == 13
+  assert sum(steps.amounts(steps[n])["pairs"] for n in range(2)) == 8
+
+
+def test_padding_is_a_copy_of_a_real_image(images):
+  batch = _steps(images, batch_size=1, order=one_source(5, seed=None))[0]
+  assert batch.slots.valid.tolist() == [[True, True] + [False] * 4]
+  np.testing.assert_array_equal(batch.mean[0, 2:], batch.mean[0, [0] * 4])
+  assert np.isfinite(batch.context).all()
+
+
+def test_a_prompt_is_left_out_as_often_as_asked(images):
+  steps = _steps(images, drop_caption=0.4, num_steps=400, batch_size=5)
+  dropped = total = 0
+  for number in range(0, 400, 4):
+    batch = steps[number]
+    texts = batch.context[
+      np.arange(len(batch.prompt))[:, None], batch.prompt, 0, 0
+    ][batch.slots.valid]
+    owner = batch.slots.example_id[batch.slots.valid]
+    for example in range(5):
+      told = set(texts[owner == example].tolist())
+      assert len(told) == 1  # of all images of the prompt, or of none
+      dropped += told == {-1.0}
+      total += 1
+  assert 0.3 < dropped / total < 0.5
+  again = _steps(images, drop_caption=0.4, num_steps=400, batch_size=5)
+  np.testing.assert_array_equal(again[7].context, steps[7].context)
+
+
+def test_draws_count_the_epochs(images):
+  steps = _steps(images, num_steps=5)
+  assert [int(steps[n].draw.max()) for n in range(5)] == [0, 0, 1, 1, 2]
+
+
+def test_too_many_images_for_a_step(images):
+  with pytest.raises(UserError, match="A prompt has 4 images"):
+    _steps(images, devices=1)
+
+
+@pytest.mark.parametrize(
+  ("size", "told"),
+  [
+    ((8, 8), [8, 8, 0, 0, 8, 8]),
+    ((16, 8), [16, 8, 4, 0, 8, 8]),
+    ((8, 20), [8, 20, 0, 6, 8, 8]),
+    ((4, 6), [4, 6, 0, 2, 8, 8]),
+  ],
+)
+def test_the_middle_of_an_image_and_what_the_model_is_told(size, told):
+  pixels = np.zeros((*size, 3), np.uint8)
+  pixels[:, size[1] // 2 :] = 255
+  cut, sizes = fit_square(pixels, 8)
+  assert cut.shape == (8, 8, 3)
+  np.testing.assert_array_equal(sizes, told)
+  assert cut[:, :2].max() == 0
+  assert cut[:, -2:].min() == 255

@@ -1,0 +1,169 @@
+"""Runs that train a tiny diffusion model on preferences, in this process."""
+
+import json
+import math
+
+import numpy as np
+from PIL import Image
+import pytest
+import safetensors.numpy
+
+from jaxpref import config
+from jaxpref.errors import UserError
+from jaxpref.fit.metrics import read_metrics
+from jaxpref.run import run
+
+pytestmark = [
+  pytest.mark.usefixtures("own_cache"),
+  pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+  """A file of comparisons: reddish images are liked better than bluish ones.
+
+  Of several sizes; one image is in two pairs, and one pair is a tie.
+  """
+  folder = tmp_path_factory.mktemp("pictures")
+  rng = np.random.default_rng(0)
+
+  def draw(name, colour, size):
+    pixels = rng.normal(colour, 20, (*size, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / name)
+
+  rows = []
+  for i in range(8):
+    draw(f"red{i}.png", (200, 60, 60), (20, 16) if i % 2 else (16, 22))
+    draw(f"blue{i}.png", (60, 60, 200), (16, 16))
+    sides = [{"image": {"path": f"{name}{i}.png"}} for name in ("red", "blue")]
+    rows.append(
+      {
+        "prompt": f"a picture, number {i // 2}",
+        "responses": [{"content": each} for each in sides],
+        "comparisons": [
+          {"better": 0, "worse": 1, "preference": 0.5 if i == 7 else 1.0}
+        ],
+      }
+    )
+  rows[1]["responses"][1] = rows[0]["responses"][1]
+  path = folder / "pairs.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+@pytest.fixture
+def build(pictures, sd_folder):
+  """build(model={...}, ...) -> the config of a run of four steps."""
+
+  def make(**sections) -> config.Config:
+    tree = {
+      "model": {"family": "sdxl", "path": str(sd_folder)},
+      "data": {
+        "path": str(pictures),
+        "batch_size": 4,
+        "rows_per_device": 8,
+      },
+      "loss": {"name": "dpo", "beta": 500.0},
+      "optimizer": {"learning_rate": 1e-4, "schedule": "constant"},
+      "train": {"steps": 4},
+      "mesh": {"fsdp": 1},
+      "sample": {"num_prompts": 0},
+    }
+    for name, section in sections.items():
+      tree[name] = {**tree.get(name, {}), **section}
+    return config.build(tree)
+
+  return make
+
+
+def test_diffusion_dpo_learns_and_exports(build, tmp_path, sd_folder):
+  settings = build(
+    data={"eval_holdout": 2},
+    sample={"num_prompts": 1, "steps": 1, "guidance": 1.0},
+  )
+  assert run(settings, tmp_path / "run")
+  first, *logged = read_metrics(tmp_path / "run")
+  # Policy and reference are one program over equal weights: no bit differs.
+  assert logged[0]["loss"] == pytest.approx(math.log(2.0), abs=1e-7)
+  assert logged[0]["rewards/ties"] == 1.0
+  assert first["eval/loss"] == pytest.approx(math.log(2.0), abs=1e-7)
+  assert logged[-1]["eval/loss"] < 0.3
+  for step in ("000000", "000004"):
+    folder = tmp_path / "run" / "samples" / f"step_{step}"
+    with Image.open(folder / "00000.png") as image:
+      assert image.size == (16, 16)
+  export = tmp_path / "run" / "export"
+  import diffusers
+
+  pipeline = diffusers.StableDiffusionPipeline.from_pretrained(export)
+  assert pipeline.unet.config.sample_size == 8
+  name = "diffusion_pytorch_model.safetensors"
+  before = safetensors.numpy.load_file(sd_folder / "unet" / name)
+  after = safetensors.numpy.load_file(export / "unet" / name)
+  assert before.keys() == after.keys()
+  assert any((before[key] != after[key]).any() for key in before)
+  lines = (tmp_path / "run" / "samples" / "samples.jsonl").read_text()
+  assert [json.loads(line)["response"] for line in lines.splitlines()] == [
+    "step_000000/00000.png",
+    "step_000004/00000.png",
+  ]
+  page = (tmp_path / "run" / "report.html").read_text()
+  assert page.count("data:image/webp;base64") == 2
+
+
+def test_killed_and_run_again_it_ends_with_the_same_bits(
+  build, tmp_path, run_killed
+):
+  settings = build(
+    train={"checkpoint_every": 2},
+    diffusion={"drop_caption": 0.3, "share_noise": False},
+    model={"lora": {"rank": 2}},
+  )
+  assert run(settings, tmp_path / "whole")
+  run_killed(settings, tmp_path / "killed", step=3)
+  assert run(settings, tmp_path / "killed")
+  parts = (tmp_path / name for name in ("whole", "killed"))
+  one, other = (_losses(folder) for folder in parts)
+  assert one == other
+  assert one[0] == pytest.approx(math.log(2.0), abs=1e-7)  # LoRA's base
+  name = "adapter/pytorch_lora_weights.safetensors"
+  files = [
+    safetensors.numpy.load_file(tmp_path / run / name)
+    for run in ("whole", "killed")
+  ]
+  for key, value in files[0].items():
+    np.testing.assert_array_equal(value, files[1][key])
+
+
+def test_eight_devices_do_as_one(build, tmp_path):
+  for name, mesh, rows in (
+    ("one", {"fsdp": 1}, 16),
+    ("eight", {"data": 2, "fsdp": 4}, 2),
+  ):
+    settings = build(mesh=mesh, data={"rows_per_device": rows})
+    assert run(settings, tmp_path / name)
+  one, eight = (_losses(tmp_path / name) for name in ("one", "eight"))
+  # Beta multiplies what sums of another order round.
+  np.testing.assert_allclose(one, eight, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+  ("changed", "says"),
+  [
+    ({"data": {"rows_per_device": 1}}, "A prompt has 2 images"),
+    ({"data": {"resolution": 17}}, "such as 16 or 18"),
+    ({"loss": {"name": "kto"}}, "training on images does not have"),
+    ({"model": {"path": "/nowhere"}}, "there is no model_index.json"),
+    ({"sample": {"sampler": "eular"}}, "euler"),
+    ({"diffusion": {"timesteps": (5, 1000)}}, "at most 999"),
+  ],
+)
+def test_mistakes(build, tmp_path, changed, says):
+  with pytest.raises(UserError, match=says):
+    run(build(**changed), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def _losses(folder):
+  return [each["loss"] for each in read_metrics(folder) if "loss" in each]
