@@ -158,6 +158,7 @@ class Optimizer:
   eps: float = 1e-8
   weight_decay: float = 0.0
   grad_clip: float = 1.0  # largest global norm; 0 = off
+  ema: float = 0.0  # decay of an average of what trains, the result; 0 = off
 
 
 @_section

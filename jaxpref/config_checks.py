@@ -138,7 +138,7 @@ def check_prompt(config: Any) -> None:
 
 def check_shares(config: Any) -> None:
   """Raises UserError for what must be a share, and is not."""
-  for name in ("b1", "b2"):
+  for name in ("b1", "b2", "ema"):
     if (value := getattr(config.optimizer, name)) >= 1:
       raise UserError(
         f"config.optimizer.{name} is {value}; it must be below 1."

@@ -36,7 +36,7 @@ from jaxpref.fit.loss import (
   trains_rewards,
 )
 from jaxpref.fit.metrics import RunLog
-from jaxpref.fit.optimizer import make_optimizer, make_schedule
+from jaxpref.fit.optimizer import averaged, make_optimizer, make_schedule
 from jaxpref.fit.preview import Preview
 from jaxpref.fit.put import put_batch
 from jaxpref.fit.reference import check_mode, open_reference, with_mode
@@ -121,13 +121,17 @@ def _fit(task: Task, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> bool:
       else lambda state: {}
     )
 
+    def result(state: TrainState) -> TrainState:
+      params = averaged(state.opt_state, state.params)
+      return dataclasses.replace(state, params=params)
+
     def whole(state: TrainState) -> Params:
       return overlay(frozen.get("base", {}), state.params["policy"])
 
     def judge(state: TrainState, number: int) -> dict[str, float]:
-      values = evaluate(state)
+      values = evaluate(result(state))
       if number in (0, len(steps)):
-        values |= task.preview(number, whole(state))
+        values |= task.preview(number, whole(result(state)))
       return values
 
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -167,6 +171,7 @@ def _fit(task: Task, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> bool:
     if reached < len(steps):
       say(f"Stopped by SIGTERM after step {reached}; a rerun goes on there.")
       return False
+    state = result(state)
     made = task.export(state.params["policy"], whole(state))
   if jax.process_index() == 0:
     page = write_report(workdir)

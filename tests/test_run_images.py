@@ -119,6 +119,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(
     train={"checkpoint_every": 2},
     diffusion={"drop_caption": 0.3, "share_noise": False},
     model={"lora": {"rank": 2}},
+    optimizer={"ema": 0.5},
   )
   assert run(settings, tmp_path / "whole")
   run_killed(settings, tmp_path / "killed", step=3)

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from jaxpref import config
-from jaxpref.fit.optimizer import make_optimizer, make_schedule
+from jaxpref.fit.optimizer import averaged, make_optimizer, make_schedule
 
 
 def _settings(**given):
@@ -135,3 +135,28 @@ def test_a_learning_rate_of_zero_changes_nothing():
   settings = _settings(learning_rate=0.0, weight_decay=0.5)
   tx = make_optimizer(settings, make_schedule(settings, 5))
   jax.tree.map(np.testing.assert_array_equal, _trained(tx), _params())
+
+
+def test_the_average_follows_the_parameters():
+  settings = _settings(ema=0.75, grad_clip=0.5, schedule="constant")
+  tx = make_optimizer(settings, make_schedule(settings, 4))
+  plain = make_optimizer(
+    _settings(grad_clip=0.5, schedule="constant"), make_schedule(settings, 4)
+  )
+  params = other = average = {"w": {"kernel": jnp.array([1.0, -2.0])}}
+  state, plain_state = tx.init(params), plain.init(other)
+  np.testing.assert_array_equal(
+    averaged(state, None)["w"]["kernel"], params["w"]["kernel"]
+  )
+  for _ in range(3):
+    grads = jax.tree.map(lambda x: 3.0 * x, params)
+    updates, state = tx.update(grads, state, params)
+    same, plain_state = plain.update(grads, plain_state, other)
+    params = optax.apply_updates(params, updates)
+    other = optax.apply_updates(other, same)
+    average = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, average, params)
+  np.testing.assert_array_equal(params["w"]["kernel"], other["w"]["kernel"])
+  np.testing.assert_allclose(
+    averaged(state, None)["w"]["kernel"], average["w"]["kernel"], rtol=1e-6
+  )
+  assert averaged(plain_state, params) is params
