@@ -202,6 +202,7 @@ class Sample:
 @_section
 class Score:
   pattern: str = ""  # regular expression; the share of samples it matches
+  rater: str = ""  # of sampled images: red; '' = none
 
 
 @_section

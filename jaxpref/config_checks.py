@@ -16,6 +16,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "data.truncate": ("drop", "keep_start", "keep_end"),
   "pair.rule": ("best_worst", "best_rest", "adjacent", "all_pairs"),
   "pair.ties": ("drop", "keep", "soften"),
+  "score.rater": ("", "red"),
   "optimizer.name": ("adamw",),
   "optimizer.schedule": ("constant", "linear", "cosine"),
 }

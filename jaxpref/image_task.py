@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
+import json
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,6 +38,7 @@ from jaxpref.plan.image import image_flops
 from jaxpref.sample.album import Album
 from jaxpref.sample.image import make_images, make_recipe
 from jaxpref.sample.prompts import read_prompts
+from jaxpref.score.raters import RATERS, preference_rate
 from jaxpref.types import Params
 
 
@@ -240,12 +243,33 @@ class _Preview:
     prompts = [prompt for prompt in self._prompts for _ in range(times)]
     params = {**_encoders(self._stored, self._mesh), "unet": unet}
     pixels = self._make(params, prompts, range(len(prompts)))
-    if jax.process_index() == 0:
-      self._keep(step, prompts, pixels)
-    return {}
+    if jax.process_index():
+      return {}
+    rater = self._settings.score.rater
+    scores = {rater: [RATERS[rater](each) for each in pixels]} if rater else {}
+    self._keep(step, prompts, pixels, scores)
+    return self._compared(scores)
+
+  def _compared(
+    self, scores: Mapping[str, Sequence[float]]
+  ) -> dict[str, float]:
+    """Means, and the share that is rated higher than before training."""
+    found = {f"samples/{name}": float(np.mean(x)) for name, x in scores.items()}
+    for name, after in scores.items():
+      path = self._workdir / "samples" / "samples.jsonl"
+      rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+      before = [x["scores"].get(name) for x in rows
+                if x["step"] == 0 and "scores" in x]  # fmt: skip
+      if len(before) == len(after) and None not in before:
+        found["samples/preferred"] = preference_rate(after, before)
+    return found
 
   def _keep(
-    self, step: int, prompts: Sequence[str], pixels: np.ndarray
+    self,
+    step: int,
+    prompts: Sequence[str],
+    pixels: np.ndarray,
+    scores: Mapping[str, Sequence[float]],
   ) -> None:
     """In place of what an earlier run, of other prompts perhaps, has left."""
     samples, seed = self._workdir / "samples", self._settings.sample.seed
@@ -255,7 +279,7 @@ class _Preview:
     for number, each in enumerate(pixels):
       album.put(number, each)
     album.close()
-    rows = [
+    rows: list[dict[str, Any]] = [
       {
         "prompt": prompt,
         "response": f"{folder.name}/{album.path(number).name}",
@@ -263,6 +287,9 @@ class _Preview:
       }
       for number, prompt in enumerate(prompts)
     ]
+    if scores:
+      for number, row in enumerate(rows):
+        row["scores"] = {name: each[number] for name, each in scores.items()}
     replace_samples(samples / "samples.jsonl", step, rows)
 
   def _choose(self, test: PreparedImages | None) -> list[str]:

@@ -12,6 +12,7 @@ from jaxpref import config
 from jaxpref.errors import UserError
 from jaxpref.fit.metrics import read_metrics
 from jaxpref.run import run
+from jaxpref.score.raters import preference_rate, redness
 
 pytestmark = [
   pytest.mark.usefixtures("own_cache"),
@@ -81,6 +82,7 @@ def test_diffusion_dpo_learns_and_exports(build, tmp_path, sd_folder):
   settings = build(
     data={"eval_holdout": 2},
     sample={"num_prompts": 1, "steps": 1, "guidance": 1.0},
+    score={"rater": "red"},
   )
   assert run(settings, tmp_path / "run")
   first, *logged = read_metrics(tmp_path / "run")
@@ -89,10 +91,16 @@ def test_diffusion_dpo_learns_and_exports(build, tmp_path, sd_folder):
   assert logged[0]["rewards/ties"] == 1.0
   assert first["eval/loss"] == pytest.approx(math.log(2.0), abs=1e-7)
   assert logged[-1]["eval/loss"] < 0.3
+  rates = []
   for step in ("000000", "000004"):
     folder = tmp_path / "run" / "samples" / f"step_{step}"
     with Image.open(folder / "00000.png") as image:
       assert image.size == (16, 16)
+      rates.append(redness(np.asarray(image)))
+  assert [first["samples/red"], logged[-1]["samples/red"]] == rates
+  assert first["samples/preferred"] == 0.5
+  rose = preference_rate(rates[1:], rates[:1])
+  assert logged[-1]["samples/preferred"] == rose
   export = tmp_path / "run" / "export"
   import diffusers
 
@@ -104,10 +112,12 @@ def test_diffusion_dpo_learns_and_exports(build, tmp_path, sd_folder):
   assert before.keys() == after.keys()
   assert any((before[key] != after[key]).any() for key in before)
   lines = (tmp_path / "run" / "samples" / "samples.jsonl").read_text()
-  assert [json.loads(line)["response"] for line in lines.splitlines()] == [
+  rows = [json.loads(line) for line in lines.splitlines()]
+  assert [row["response"] for row in rows] == [
     "step_000000/00000.png",
     "step_000004/00000.png",
   ]
+  assert [row["scores"] for row in rows] == [{"red": rate} for rate in rates]
   page = (tmp_path / "run" / "report.html").read_text()
   assert page.count("data:image/webp;base64") == 2
 

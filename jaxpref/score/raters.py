@@ -1,0 +1,34 @@
+"""Raters of images that need no model, and how two sets of images compare."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from jaxtyping import UInt8
+import numpy as np
+
+Rater = Callable[[UInt8[np.ndarray, "Y X 3"]], float]
+
+
+def redness(pixels: UInt8[np.ndarray, "Y X 3"]) -> float:
+  """How far red exceeds the mean of green and blue, over all pixels.
+
+  Returns: 1 where all is pure red, 0.5 for greys, 0 for cyan.
+
+  >>> redness(np.full((8, 8, 3), (255, 0, 0), np.uint8))
+  1.0
+  """
+  red, green, blue = pixels.mean(axis=(0, 1), dtype=np.float64) / 255.0
+  return float(0.5 + 0.5 * (red - 0.5 * (green + blue)))
+
+
+def preference_rate(after: Sequence[float], before: Sequence[float]) -> float:
+  """The share of ratings that rose; one that did not change counts half.
+
+  >>> preference_rate([0.9, 0.5, 0.1, 0.8], [0.1, 0.5, 0.2, 0.3])
+  0.625
+  """
+  change = np.subtract(after, before)
+  return float(np.mean(0.5 + 0.5 * np.sign(change)))
+
+
+RATERS: Mapping[str, Rater] = {"red": redness}
+"""By the names of `config.score.rater`."""
