@@ -1,0 +1,54 @@
+"""Diffusion-DPO on simulated images: samples become redder, in minutes.
+
+  python -m jaxpref.launch --config=configs/diffusion_dpo_shapes.py \\
+    --workdir=runs/dpo_shapes
+
+A thousand pairs of images of one caption, of which the redder is preferred
+(Wallace et al. 2023, https://arxiv.org/abs/2311.12908). The model is that of
+configs/shapes_base.py, or of config.model.path.
+
+On one run 0.885 of 96 samples were redder than those from the same noise
+before, their mean redness rose from 0.506 to 0.581, and held-out pairs were
+told apart at 0.83 (0.44 before). The shapes stayed as they were: the error of
+held-out images rose from 0.054 to 0.084 only. At ten times this learning rate
+and a beta of 200 the share is the same 0.885, and the images are lost (an
+error of 0.59): look at samples/step_000200/contact_sheet.png.
+
+A beta of 500 for means over 256 elements of a latent is one of 2 for sums; the
+authors' 5000 for the 16,384 elements of 512 pixels is one of 0.3.
+"""
+
+import pathlib
+
+import ml_collections
+
+from jaxpref.config import Config
+from jaxpref.files import import_file
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.model = {"family": "sdxl", "remat": ""}
+  config.loss = {"name": "dpo", "beta": 500.0}
+  config.diffusion = {"drop_caption": 0.1}
+  config.data = {"batch_size": 16, "rows_per_device": 32, "eval_holdout": 64}
+  config.optimizer = {
+    "learning_rate": 2e-5,
+    "schedule": "linear",
+    "warmup_steps": 10,
+  }
+  config.train = {"steps": 200}
+  config.sample = {
+    "num_prompts": 6,
+    "per_prompt": 16,
+    "steps": 20,
+    "guidance": 1.0,
+  }
+  config.score = {"rater": "red"}
+  return config
+
+
+def make_inputs(config: Config, workdir: pathlib.Path) -> Config | None:
+  """Draws the pairs, and trains the base where none is given; each once."""
+  path = str(pathlib.Path(__file__).with_name("shapes_base.py"))
+  return import_file(path, path, "prefer_red").prefer_red(config, workdir)

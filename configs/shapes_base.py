@@ -1,0 +1,115 @@
+"""A diffusion model of simulated images, trained from nothing.
+
+  python -m jaxpref.launch --config=configs/shapes_base.py \\
+    --workdir=runs/shapes_base
+
+The images are made up (jaxpref/data/shapes.py): a small or large circle,
+square or triangle of any colour on white, 32 pixels a side. First a small
+autoencoder learns to reconstruct them; then the UNet learns to denoise their
+latents (`loss.name=denoising`), told the caption by a random text encoder that
+stays as it is. runs/shapes_base/export is a folder that diffusers loads.
+
+On one run the denoising error fell from 0.96, the mean of the first 20 steps,
+to 0.065. Samples are coloured blobs on white, small and large as the caption
+says; which of the three shapes it is can be told of some of them only.
+
+The other configs of shapes train this model themselves where they are given
+none, once, below $JAXPREF_CACHE. Do not start two of them at once before it is
+there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import ml_collections
+import numpy as np
+
+from jaxpref import config as settings
+from jaxpref.data import shapes
+from jaxpref.fit.autoencoder import train_autoencoder
+from jaxpref.models.build import define
+from jaxpref.models.sdxl.small import small_vae, write_small
+from jaxpref.run import run, say
+from jaxpref.score.raters import redness
+
+EDITION = 1  # of what the base depends on beside its config
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.model = {"family": "sdxl", "remat": ""}
+  config.loss = {"name": "denoising"}
+  config.diffusion = {"drop_caption": 0.1}
+  config.data = {"batch_size": 32, "rows_per_device": 32}
+  config.optimizer = {
+    "learning_rate": 2e-3,
+    "schedule": "cosine",
+    "warmup_steps": 20,
+  }
+  config.train = {"steps": 800, "log_every": 20}
+  config.sample = {
+    "num_prompts": 6,
+    "per_prompt": 6,
+    "steps": 20,
+    "guidance": 1.0,
+  }
+  config.score = {"rater": "red"}
+  return config
+
+
+def make_inputs(
+  config: settings.Config, workdir: pathlib.Path
+) -> settings.Config:
+  """Draws the images and makes the model that is trained, each once."""
+  model, images = workdir / "untrained", workdir / "images.parquet"
+  if not images.exists():
+    shapes.write_shapes(images, num_images=3000, seed=0)
+  if not model.exists():
+    say("Teaching a small autoencoder the simulated shapes.")
+    pixels = np.stack([x.pixels for x in shapes.draw_shapes(2000, seed=1)])
+    vae = define(small_vae(shapes.SIDE), dtype="float32", remat="")
+    trained = train_autoencoder(vae, pixels, steps=400, batch_size=16)
+    write_small(model, *trained, shapes.WORDS)
+  return _with_paths(config, workdir, model, images)
+
+
+def prefer_red(
+  config: settings.Config, workdir: pathlib.Path
+) -> settings.Config | None:
+  """Draws the pairs, and trains the base where none is given; each once.
+
+  Returns: the config with the paths of both; None if interrupted.
+  """
+  pairs = workdir / "pairs.parquet"
+  if not pairs.exists():
+    shapes.write_pairs(pairs, num_pairs=1000, seed=2, rate=redness)
+  model = pathlib.Path(config.model.path)
+  if not config.model.path:
+    base = settings.build(get_config().to_dict())
+    told = json.dumps([EDITION, settings.to_dict(base)])
+    name = hashlib.sha256(told.encode()).hexdigest()[:16]
+    place = settings.cache_folder() / "shapes" / name
+    model = place / "export"
+    if not model.exists():
+      say(f"Training the base, once for all runs, in {place}.")
+      if not run(make_inputs(base, place), place):
+        return None
+  return _with_paths(config, workdir, model, pairs)
+
+
+def _with_paths(
+  config: settings.Config,
+  workdir: pathlib.Path,
+  model: pathlib.Path,
+  data: pathlib.Path,
+) -> settings.Config:
+  prompts = workdir / "prompts.txt"
+  prompts.write_text("".join(f"{each}\n" for each in shapes.CAPTIONS))
+  return dataclasses.replace(
+    config,
+    model=dataclasses.replace(config.model, path=str(model)),
+    data=dataclasses.replace(config.data, path=str(data)),
+    sample=dataclasses.replace(config.sample, prompts=str(prompts)),
+  )
