@@ -52,6 +52,8 @@ def denoising(
 ) -> Float32[Array, "*latents"]:
   """Plain fine-tuning: the denoising error of each image is its loss.
 
+      loss = error
+
   Use: to train or fine-tune a diffusion model on images alone; the better
   images of comparisons, where there are any.
 

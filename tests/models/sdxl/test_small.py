@@ -81,7 +81,7 @@ def test_parts_do_as_theirs(model, pipeline):
       "noise": last(pipeline.unet(first(latents), 7, context).sample),
     }
   found = {
-    "text": bound["text_encoder"](ids).last,
+    "text": jax.jit(bound["text_encoder"])(ids).last,
     "mean": jax.jit(lambda x: bound["vae"].encode(x).mean)(pixels),
     "pixels": jax.jit(bound["vae"].decode)(latents),
     "noise": jax.jit(bound["unet"])(
