@@ -1,6 +1,6 @@
 """The processes that train together, as the environment names them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 import dataclasses
 
 import jax
@@ -8,6 +8,7 @@ import jax
 from jaxpref.errors import UserError
 
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
+_ORDERED = "--xla_cpu_multi_thread_eigen=false"
 _HOW = (
   f"Set {_ADDRESS} to HOST:PORT of the first process, JAX_NUM_PROCESSES, and "
   "JAX_PROCESS_ID from 0 in each of them; or JAX_NUM_PROCESSES=1 to run this "
@@ -89,6 +90,28 @@ def join(processes: Processes) -> None:
       f"{processes.told_by} says that there are several processes, and they "
       f"cannot join: {error} {_HOW}"
     ) from error
+
+
+def order_collectives(
+  environ: MutableMapping[str, str], processes: Processes | None
+) -> None:
+  """Keeps several devices of CPUs from waiting for each other forever.
+
+  With jaxlib 0.10.2 each of them hands the ready parts of its program to a
+  pool of threads. Two collectives that do not depend on each other may then
+  start in one order here and in another there, and after 40 seconds XLA
+  aborts. Without the pool they start in the program's order. What XLA_FLAGS
+  says already wins; one device by itself keeps its threads, and TPUs and GPUs
+  do not read the flag. To be called before JAX looks for devices.
+  """
+  flags = environ.get("XLA_FLAGS", "")
+  several = (
+    processes is not None
+    or "JAX_NUM_CPU_DEVICES" in environ
+    or "--xla_force_host_platform_device_count" in flags
+  )
+  if several and _ORDERED.split("=")[0] not in flags:
+    environ["XLA_FLAGS"] = f"{flags} {_ORDERED}".strip()
 
 
 def _checked(found: Processes) -> Processes:

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       _plan(settings, workdir, flags.plan)
       return 0
     processes = hosts.find(os.environ)
+    hosts.order_collectives(os.environ, processes)
     if processes is not None:
       hosts.join(processes)
     settings, module = config.load(flags.config, overrides)

@@ -18,10 +18,8 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 for _flag in (
   "--xla_force_host_platform_device_count=8",
   "--xla_backend_optimization_level=1",
-  # With jaxlib 0.10.2, a program that comes from the compilation cache may
-  # start collectives in another order on each device, and then they wait for
-  # each other forever (8 devices, fsdp: in 4 of 6 runs; with this in none).
-  "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+  # Else the eight may wait for each other: see `hosts.order_collectives`.
+  "--xla_cpu_multi_thread_eigen=false",
 ):
   _given = os.environ.get("XLA_FLAGS", "")
   if _flag.split("=")[0] not in _given:

@@ -162,3 +162,22 @@ def test_jax_knows_the_same_variables(monkeypatch, environ):
   assert int(port) > 1024
   assert (count, number) == (found.count, found.number)
   assert devices == []  # all
+
+
+def test_order_of_collectives():
+  count = "--xla_force_host_platform_device_count=8"
+  flag = "--xla_cpu_multi_thread_eigen"
+  several = hosts.Processes("a test", 2, 0)
+
+  def flags(environ, processes=None):
+    hosts.order_collectives(environ, processes)
+    return environ.get("XLA_FLAGS")
+
+  assert flags({}) is None
+  assert flags({"XLA_FLAGS": "--xla_dump_to=x"}) == "--xla_dump_to=x"
+  assert flags({}, several) == f"{flag}=false"
+  assert flags({"JAX_NUM_CPU_DEVICES": "2"}) == f"{flag}=false"
+  assert flags({"XLA_FLAGS": count}) == f"{count} {flag}=false"
+  # The user's own word stays.
+  given = f"{count} {flag}=true"
+  assert flags({"XLA_FLAGS": given}) == given
