@@ -144,6 +144,9 @@ class Diffusion:
   timesteps: tuple[int, ...] = ()  # one of these each; () = any of the model's
   share_timestep: bool = True  # by the images of a prompt
   share_noise: bool = True  # likewise
+  # How many noises and timesteps a prompt has, in turn by epoch; 0 = another
+  # each time. reference.mode=cached needs them to come again.
+  noise_bank: int = 0
   drop_caption: float = 0.0  # the share of draws in which the prompt is ''
 
 

@@ -17,10 +17,12 @@ from jaxpref.data.images import PreparedImages, prepare_images, resolution
 from jaxpref.data.mixture import make_order
 from jaxpref.errors import UserError
 from jaxpref.fit.examples import read_examples
-from jaxpref.fit.image_objective import image_objective
+from jaxpref.fit.image_errors import cached_errors
+from jaxpref.fit.image_objective import image_objective, reference_errors
 from jaxpref.fit.image_reference import (
   define_unet,
   image_roles,
+  is_other,
   with_image_mode,
 )
 from jaxpref.fit.loss import find_loss
@@ -53,7 +55,7 @@ def image_task(
       "files of one folder, and name that in config.data.path."
     )
   encoder = open_image_model(_exact(settings.model))
-  _check_timesteps(settings.diffusion, encoder)
+  _check_noise(settings.diffusion, encoder)
   train, test = read_examples(
     settings, lambda data, path: prepare_images(data, path, encoder, say)
   )
@@ -91,7 +93,7 @@ def image_task(
       image_objective, definition, settings, encoder.scheduler
     ),
     open_reference=lambda: (
-      _frozen(settings, encoder, definition, mesh),
+      _open_reference(settings, encoder, definition, mesh, steps, test_steps),
       lambda: None,
     ),
     flops=lambda number: one * steps.images(number),
@@ -107,7 +109,12 @@ def _exact(settings: config.Model) -> config.Model:
   )
 
 
-def _check_timesteps(settings: config.Diffusion, model: ImageModel) -> None:
+def _check_noise(settings: config.Diffusion, model: ImageModel) -> None:
+  if settings.noise_bank < 0:
+    raise UserError(
+      f"config.diffusion.noise_bank is {settings.noise_bank}; it must be at "
+      "least 0, which is for other noise each time."
+    )
   last = model.scheduler.num_train_timesteps - 1
   outside = [each for each in settings.timesteps if not 0 <= each <= last]
   if outside:
@@ -133,16 +140,19 @@ def _load(
   return init_params(definition, key, shardings)
 
 
-def _frozen(
+def _open_reference(
   settings: config.Config,
   encoder: ImageModel,
   definition: Definition,
   mesh: jax.sharding.Mesh,
+  steps: ImageSteps,
+  test_steps: ImageSteps | None,
 ) -> dict[str, Params]:
-  """The base of an adapter, and a live reference that it is not."""
-  path = settings.reference.path
+  """The frozen parameters by role; cached errors are put into the steps."""
   whole = definition.base or definition
   places = sharding.param_shardings(mesh, whole.shapes, whole.axes)
+  path = settings.reference.path if is_other(settings) else ""
+  other = dataclasses.replace(settings.model, path=path)
 
   def load(model: ImageModel) -> Params:
     parts = dataclasses.replace(
@@ -150,15 +160,37 @@ def _frozen(
     )
     return StoredParts(parts, {"unet": places})["unet"]
 
-  other = encoder
-  if path and path != settings.model.path:
-    other = open_image_model(
-      _exact(dataclasses.replace(settings.model, path=path))
-    )
-  roles = image_roles(settings, definition)
-  return {
-    role: load(other if role == "reference" else encoder) for role in roles
+  def reference() -> ImageModel:
+    return open_image_model(_exact(other)) if path else encoder
+
+  frozen = {
+    role: load(reference() if role == "reference" else encoder)
+    for role in image_roles(settings, definition)
   }
+  if settings.reference.mode == "cached":
+    model = reference()
+    load_once = functools.cache(lambda: load(model))
+    platform = sharding.current_platform()
+    for part in filter(None, (steps, test_steps)):
+      part.ref_error = cached_errors(
+        part,
+        reference_errors(definition, settings, encoder.scheduler),
+        load_once,
+        functools.partial(put_batch, mesh),
+        dtype=settings.model.dtype,
+        depends={
+          "weights": folder_digest(
+            str(model.pipeline.folder / "unet"), "config.json"
+          ),
+          "scheduler": dataclasses.asdict(encoder.scheduler),
+          "diffusion": dataclasses.asdict(settings.diffusion),
+          "seeds": [settings.train.seed, settings.data.seed],
+          "dtype": settings.model.dtype,
+          "param_dtype": whole.storage,
+          "platform": platform,
+        },
+      )
+  return frozen
 
 
 def _make_steps(
@@ -184,9 +216,12 @@ def _make_steps(
     kept=kept_responses(train, loss),
     order=order,
     num_steps=settings.train.steps or epoch * data.epochs,
+    noise_bank=settings.diffusion.noise_bank,
     drop_caption=settings.diffusion.drop_caption,
   )
-  held_out = make(test, kept=kept_responses(test, loss)) if test else None
+  held_out = (
+    make(test, kept=kept_responses(test, loss), noise_bank=1) if test else None
+  )
   return steps, held_out
 
 

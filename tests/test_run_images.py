@@ -147,6 +147,55 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(
     np.testing.assert_array_equal(value, files[1][key])
 
 
+def test_errors_cached_for_a_bank_of_noise(build, tmp_path, run_killed):
+  """A bank of two noises is met again in the third of three epochs."""
+  train = {"steps": 6, "checkpoint_every": 3}
+  given = {"noise_bank": 2, "drop_caption": 0.3}
+  data = {"eval_holdout": 2}
+
+  def make(mode, **changed):
+    return build(
+      data=data,
+      diffusion=given,
+      reference={"mode": mode},
+      train=train | changed,
+    )
+
+  assert run(make("live"), tmp_path / "live")
+  assert run(make("auto"), tmp_path / "cached")
+  run_killed(make("cached"), tmp_path / "killed", step=4)
+  assert run(make("cached"), tmp_path / "killed")
+  live, cached, killed = (
+    _losses(tmp_path / name) for name in ("live", "cached", "killed")
+  )
+  assert cached == killed
+  # beta · 1e-6, what an error of about 1 is off in another program.
+  assert abs(cached[0] - math.log(2.0)) < 500.0 * 1e-6
+  np.testing.assert_allclose(cached, live, atol=500.0 * 1e-6)
+  assert max(live) - min(live) > 0.05
+  # Of what trains and of what is held out: two draws, and one.
+  folder = tmp_path / "cache" / "errors"
+  found = [safetensors.numpy.load_file(x)["error"] for x in folder.iterdir()]
+  held_out, trained = sorted(found, key=len)
+  assert held_out.shape == (1, 4)
+  assert trained.shape == (2, 10)  # a tie is left out
+  assert (trained[0] != trained[1]).all()
+  # The seed makes other noise, for which nothing is there yet.
+  settings = make("cached", seed=1, steps=1)
+  assert run(settings, tmp_path / "other")
+  assert len([*folder.iterdir()]) == 4
+  # What other weights could have written is told, and what is cut is not used.
+  for path in folder.iterdir():
+    error = safetensors.numpy.load_file(path)["error"]
+    safetensors.numpy.save_file({"error": 1.01 * error}, path)
+  with pytest.raises(UserError, match=r"0\.01 of their size off"):
+    run(settings, tmp_path / "drifted")
+  for path in folder.iterdir():
+    path.write_bytes(path.read_bytes()[:-4])
+  assert run(settings, tmp_path / "again")
+  assert _losses(tmp_path / "again") == _losses(tmp_path / "other")
+
+
 def test_eight_devices_do_as_one(build, tmp_path):
   for name, mesh, rows in (
     ("one", {"fsdp": 1}, 16),
@@ -168,6 +217,9 @@ def test_eight_devices_do_as_one(build, tmp_path):
     ({"model": {"path": "/nowhere"}}, "there is no model_index.json"),
     ({"sample": {"sampler": "eular"}}, "euler"),
     ({"diffusion": {"timesteps": (5, 1000)}}, "at most 999"),
+    ({"diffusion": {"noise_bank": -1}}, "noise_bank is -1"),
+    ({"reference": {"mode": "cached"}}, "Set noise_bank to"),
+    ({"reference": {"fill": "during"}}, "Set it to before"),
   ],
 )
 def test_mistakes(build, tmp_path, changed, says):

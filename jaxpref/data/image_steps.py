@@ -4,12 +4,13 @@ The images of a prompt stay together; prompts are spread over micro-batches so
 that the fullest is as empty as it can be.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import itertools
 from typing import Any
 
+from jaxtyping import Float32
 import numpy as np
 
 from jaxpref.data.batch import comparisons_of, lists_of, slots_of
@@ -37,6 +38,7 @@ class ImageSteps(Calendar):
     kept: np.ndarray,
     order: Order | None = None,
     num_steps: int = 0,
+    noise_bank: int = 0,
     drop_caption: float = 0.0,
     seed: int = 0,
   ):
@@ -49,6 +51,8 @@ class ImageSteps(Calendar):
       kept: which responses are computed.
       order: the examples of an epoch; None = as they stand.
       num_steps: how many steps the run has; 0 = one epoch.
+      noise_bank: how many draws of noise, timestep and dropped caption a
+        prompt has; 0 = another each time.
       drop_caption: the share of draws in which the prompt is empty.
       seed: of those draws.
 
@@ -57,6 +61,7 @@ class ImageSteps(Calendar):
     super().__init__(len(data), batch_size, order, num_steps)
     self.data, self.kept = data, kept
     self.slots, self.devices = per_device * devices, devices
+    self.noise_bank = noise_bank
     self.drop_caption, self.seed = drop_caption, seed
     self.ref_error: np.ndarray | None = None  # [draws, responses]
     self._pieces = [self._piece(i) for i in range(len(data))]
@@ -75,7 +80,7 @@ class ImageSteps(Calendar):
     packing = self.packing(step)
     # A step that the plan did not foresee gets a shape of its own.
     shape = dataclasses.replace(self.shape, micro_batches=len(packing))
-    epoch = step // self.steps_per_epoch
+    draw = self.draw(step)
     lead = (shape.micro_batches, shape.slots)
     size = (*lead, *self.data.latent_shape)
     mean, std = np.zeros(size, np.float32), np.zeros(size, np.float32)
@@ -89,7 +94,7 @@ class ImageSteps(Calendar):
       slot = 0
       for p, piece in enumerate(itertools.chain.from_iterable(micro)):
         i = piece.example
-        told = self.data.text(-1 if self._drops(i, epoch) else i)
+        told = self.data.text(-1 if self._drops(i, draw) else i)
         context[m, p], pooled[m, p] = told
         first = self.data.first_response[i]
         for j in piece.responses:
@@ -108,9 +113,9 @@ class ImageSteps(Calendar):
       std=std,
       prompt=prompt,
       item=item,
-      draw=np.full(lead, epoch, np.int32),
+      draw=np.full(lead, draw, np.int32),
       sizes=sizes,
-      ref_error=None,
+      ref_error=self._errors(step, lead),
       context=context,
       pooled=pooled,
       slots=slots_of(self.data, packing, shape),
@@ -138,8 +143,30 @@ class ImageSteps(Calendar):
     """Batches of the steps with these numbers, made ahead by threads."""
     return Loader(self.__getitem__, numbers, threads=threads)
 
-  def _drops(self, example: int, epoch: int) -> bool:
-    rng = np.random.default_rng([self.seed, epoch, example, _CAPTION])
+  def draw(self, step: int) -> int:
+    """Which of its bank's draws the prompts of a step have; else the epoch."""
+    epoch = step // self.steps_per_epoch
+    return epoch % self.noise_bank if self.noise_bank else epoch
+
+  def places(self, step: int) -> Iterator[tuple[int, int, int]]:
+    """Micro-batch, slot and response of every image of a step."""
+    for m, micro in enumerate(self.packing(step)):
+      pieces = itertools.chain.from_iterable(micro)
+      found = itertools.chain.from_iterable(x.responses for x in pieces)
+      yield from ((m, slot, j) for slot, j in enumerate(found))
+
+  def _errors(
+    self, step: int, lead: tuple[int, int]
+  ) -> Float32[np.ndarray, "micros slots"] | None:
+    if self.ref_error is None:
+      return None
+    found = np.zeros(lead, np.float32)
+    for m, slot, j in self.places(step):
+      found[m, slot] = self.ref_error[self.draw(step), j]
+    return found
+
+  def _drops(self, example: int, draw: int) -> bool:
+    rng = np.random.default_rng([self.seed, draw, example, _CAPTION])
     return bool(rng.random() < self.drop_caption)
 
   def _piece(self, example: int) -> Piece:

@@ -19,6 +19,7 @@ from jaxpref.data.prepared import Prepared
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
 from jaxpref.fit.objectives import score_text
+from jaxpref.fit.put import fetch, in_all
 from jaxpref.fit.reference_store import ReferenceStore
 from jaxpref.models.build import Definition
 from jaxpref.ops.attention import resolve_backend
@@ -80,7 +81,7 @@ class CachedReference:
     self.values, self._own = self._store.find(steps.data)
     # Computing takes all processes, and each may have a disk of its own. Of
     # responses that no step holds nothing needs to be known.
-    self._known = _all(self._own) | ~steps.kept
+    self._known = in_all(self._own) | ~steps.kept
     self._score = _scorer(definition, head_block)
     self._unsaved, self._saved = list[int](), time.monotonic()
     # What the step before computed, if it is not fetched yet.
@@ -151,7 +152,7 @@ class CachedReference:
     self, step: int, logp: jax.Array
   ) -> dict[int, Float32[np.ndarray, " tokens"]]:
     """The values of each response of a step."""
-    array = _gather(logp)
+    array = fetch(logp)
     return {
       p.response: array[p.micro, p.row, p.start : p.start + p.length]
       for p in places(self.steps.data, self.steps.packing(step)[0])
@@ -225,16 +226,3 @@ def _check_drift(
       "or damaged. Delete that folder to have them computed anew, or set "
       "config.reference.mode=live."
     )
-
-
-def _all(here: np.ndarray) -> np.ndarray:
-  """Which entries hold in every process."""
-  if jax.process_count() == 1:
-    return here
-  return np.all(multihost_utils.process_allgather(here), axis=0)
-
-
-def _gather(x: jax.Array) -> np.ndarray:
-  if jax.process_count() == 1:
-    return jax.device_get(x)
-  return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -9,6 +9,7 @@ the seed, its prompt's number and how often that was drawn: the same on any
 mesh, in any batch and after a restart.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -132,6 +133,30 @@ def image_objective(
     return found, state, jax.lax.stop_gradient(metrics)
 
   return Objective(forward, terms, merge_images if coupled else None)
+
+
+def reference_errors(
+  definition: Definition, settings: config.Config, scheduler: Scheduler
+) -> Callable[[Params, ImageBatch], Float32[Array, "micros slots"]]:
+  """What computes the reference's error of every slot of a step.
+
+  Arguments as those of `image_objective`; the noise is the same as there.
+  """
+  whole = definition.base or definition
+
+  @jax.jit
+  def score(
+    params: Params, batch: ImageBatch
+  ) -> Float32[Array, "micros slots"]:
+    def one(part: ImageBatch) -> Float32[Array, " slots"]:
+      asked = noise_images(
+        part, scheduler, settings.diffusion, settings.train.seed
+      )
+      return denoising_error(predict(whole, params, part, asked), asked.target)
+
+    return jax.lax.map(one, batch)
+
+  return score
 
 
 def predict(

@@ -1,4 +1,4 @@
-"""The reference of an image model: a live copy, or the base of an adapter."""
+"""The reference of an image model: cached, live, or the base of an adapter."""
 
 import dataclasses
 
@@ -10,15 +10,31 @@ from jaxpref.models.sdxl.config import UNetConfig
 
 
 def with_image_mode(settings: config.Config) -> config.Config:
-  """The config with what `reference.mode` comes to for images."""
+  """The config with what `reference.mode` comes to for images.
+
+  'auto' caches where a prompt meets the same noise again (`noise_bank`). Else
+  the reference is the base under a new adapter, or a live copy.
+
+  Raises UserError where there is nothing that could be cached.
+  """
   mode, lora = settings.reference.mode, settings.model.lora
-  if mode == "cached" or settings.reference.fill == "during":
+  bank = settings.diffusion.noise_bank
+  if mode == "cached" and not bank:
     raise UserError(
-      "config.reference.mode is 'cached', which is not there for images yet. "
-      "Set it to auto, live or base."
+      "config.reference.mode is 'cached', and config.diffusion.noise_bank is "
+      "0: each time a prompt comes it has another noise, for which nothing is "
+      "cached. Set noise_bank to how many noises a prompt should have, or the "
+      "mode to auto, live or base."
+    )
+  if settings.reference.fill == "during":
+    raise UserError(
+      "config.reference.fill is 'during', and the errors of images are cached "
+      "before training. Set it to before."
     )
   if not needs_reference(find_loss(settings.loss)):
     mode = "none"
+  elif mode == "auto" and bank:
+    mode = "cached"
   elif mode == "auto":
     shares = lora.rank and not lora.path and not settings.reference.path
     mode = "base" if shares else "live"
@@ -35,12 +51,16 @@ def image_roles(
     settings: with the mode that `with_image_mode` found.
     definition: of the policy.
   """
-  base, path = definition.base, settings.reference.path
+  base = definition.base
   frozen = {"base": base} if base else {}
-  other = path and path != settings.model.path
-  if settings.reference.mode == "live" and (other or not base):
+  if settings.reference.mode == "live" and (is_other(settings) or not base):
     frozen["reference"] = base or definition
   return frozen
+
+
+def is_other(settings: config.Config) -> bool:
+  """Whether the reference is of another folder than the model."""
+  return settings.reference.path not in ("", settings.model.path)
 
 
 def define_unet(settings: config.Model, shape: UNetConfig) -> Definition:

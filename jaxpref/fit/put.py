@@ -1,8 +1,10 @@
-"""From the host to the devices."""
+"""From the host to the devices, and back."""
 
 from typing import Any, TypeVar
 
 import jax
+from jax.experimental import multihost_utils
+from jaxtyping import Bool
 import numpy as np
 
 from jaxpref import sharding
@@ -34,3 +36,17 @@ def batch_places(mesh: jax.sharding.Mesh, batch: Batch) -> Batch:
   return jax.tree.map_with_path(
     lambda path, _: everywhere if path[0].name in whole else rows, batch
   )
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+  """The whole array, in every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(x)
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def in_all(here: Bool[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+  """Which entries hold in every process."""
+  if jax.process_count() == 1:
+    return here
+  return np.all(multihost_utils.process_allgather(here), axis=0)

@@ -1,0 +1,147 @@
+"""The reference's denoising errors: found on disk, or computed there once.
+
+An error belongs to an image, its timestep and its noise. With
+`diffusion.noise_bank` a prompt has that many of the two and meets them again
+and again, so that a pass over the data for each is all that the reference
+computes.
+"""
+
+from collections.abc import Callable, Mapping
+import hashlib
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+from jaxtyping import Float32
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from jaxpref import config
+from jaxpref.data.image_steps import ImageSteps
+from jaxpref.errors import UserError
+from jaxpref.files import replacing
+from jaxpref.fit.put import fetch, in_all
+from jaxpref.types import ImageBatch, Params
+
+# Of the mean error. In another batch, 1e-6 was seen in float32 on CPU.
+_DRIFT = {"float32": 1e-4, "bfloat16": 0.02}
+_SAVE_SECONDS = 60.0
+_VERSION = 1  # of the keys of noise and timestep, and of what is computed
+
+
+def cached_errors(
+  steps: ImageSteps,
+  score: Callable[[Params, ImageBatch], Float32[jax.Array, "micros slots"]],
+  load: Callable[[], Params],
+  put: Callable[[ImageBatch], ImageBatch],
+  *,
+  dtype: str,
+  depends: Mapping[str, Any],
+) -> Float32[np.ndarray, "draws responses"]:
+  """The reference's errors of every draw that the steps will ask for.
+
+  They are computed in the batches of the first epochs and written every
+  minute; what was killed goes on. Of those that are there the first batch is
+  computed anew. All processes must call it.
+
+  Args:
+    steps: the step batches.
+    score: the reference's errors of a step.
+    load: gets the reference's weights, if they are needed.
+    put: moves a batch to the devices.
+    dtype: of the model's activations.
+    depends: what the errors depend on beside the encoded images and captions.
+
+  Returns: errors, NaN where no step asks.
+
+  Raises UserError where the model does not give what is there.
+  """
+  shape = steps.noise_bank, len(steps.data.response_lengths)
+  told = {
+    "version": _VERSION,
+    "draws": steps.noise_bank,
+    "data": steps.data.fingerprint,
+    **depends,
+  }
+  file = _file(told)
+  values = _read(file, shape)
+  count = min(len(steps), steps.noise_bank * steps.steps_per_epoch)
+  places = [_places(steps, step) for step in range(count)]
+  # Each process may have a disk of its own, and computing takes all of them.
+  here = np.array([np.isfinite(values[each]).all() for each in places])
+  known = in_all(here)
+
+  def compute(step: int, batch: ImageBatch) -> Float32[np.ndarray, " n"]:
+    errors = fetch(score(load(), put(batch)))
+    micro, slot, _ = np.array(list(steps.places(step))).T
+    return errors[micro, slot]
+
+  if known.any():
+    step = int(np.argmax(known))
+    stored, anew = values[places[step]], compute(step, steps[step])
+    _check_drift(stored, anew, dtype, file)
+  missing = [step for step in range(count) if not known[step]]
+  batches = tqdm(
+    steps.loader(missing),
+    total=len(missing),
+    desc="reference",
+    unit="step",
+    disable=not missing,
+  )
+  saved = time.monotonic()
+  for step, batch in zip(missing, batches, strict=True):
+    values[places[step]] = compute(step, batch)
+    if time.monotonic() - saved > _SAVE_SECONDS:
+      _write(file, values, told)
+      saved = time.monotonic()
+  if missing:
+    _write(file, values, told)
+  return values
+
+
+def _places(steps: ImageSteps, step: int) -> tuple[Any, Any]:
+  """Where the values of a step stand among all: its draw, and the responses."""
+  return steps.draw(step), np.array([j for *_, j in steps.places(step)])
+
+
+def _file(told: Mapping[str, Any]) -> pathlib.Path:
+  digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+  return config.cache_folder() / "errors" / f"{digest[:32]}.safetensors"
+
+
+def _read(
+  file: pathlib.Path, shape: tuple[int, int]
+) -> Float32[np.ndarray, "draws responses"]:
+  """What is there; a damaged file is as if it were not."""
+  try:
+    found = load_file(file)["error"]
+  except (OSError, KeyError, SafetensorError):
+    return np.full(shape, np.nan, np.float32)
+  return found
+
+
+def _write(
+  file: pathlib.Path, values: np.ndarray, told: Mapping[str, Any]
+) -> None:
+  file.parent.mkdir(parents=True, exist_ok=True)
+  with replacing(file) as partial:
+    save_file({"error": values}, partial, {"depends": json.dumps(told)})
+
+
+def _check_drift(
+  stored: np.ndarray, anew: np.ndarray, dtype: str, file: pathlib.Path
+) -> None:
+  apart = float(np.mean(np.abs(stored - anew)) / np.mean(np.abs(anew)))
+  if in_all(np.array(apart <= _DRIFT[dtype])):  # all stop, or none
+    return
+  raise UserError(
+    f"The reference's errors in {file} are {apart:.2g} of their size off what "
+    f"the reference gives now ({_DRIFT[dtype]:g} is the most that rounding "
+    "explains): they were written by another version or machine, or damaged. "
+    "Delete that file to have them computed anew, or set "
+    "config.reference.mode=live."
+  )
