@@ -78,13 +78,30 @@ def make_inputs(
 def prefer_red(
   config: settings.Config, workdir: pathlib.Path
 ) -> settings.Config | None:
-  """Draws the pairs, and trains the base where none is given; each once.
+  """Draws pairs, and trains the base where none is given; each once.
 
   Returns: the config with the paths of both; None if interrupted.
   """
   pairs = workdir / "pairs.parquet"
   if not pairs.exists():
     shapes.write_pairs(pairs, num_pairs=1000, seed=2, rate=redness)
+  return _on_base(config, workdir, pairs)
+
+
+def rank_red(
+  config: settings.Config, workdir: pathlib.Path
+) -> settings.Config | None:
+  """As `prefer_red`, with as many images in lists of four."""
+  lists = workdir / "lists.parquet"
+  if not lists.exists():
+    shapes.write_lists(lists, num_lists=500, size=4, seed=2, rate=redness)
+  return _on_base(config, workdir, lists)
+
+
+def _on_base(
+  config: settings.Config, workdir: pathlib.Path, data: pathlib.Path
+) -> settings.Config | None:
+  """With the data and a base, which is trained unless it is there."""
   model = pathlib.Path(config.model.path)
   if not config.model.path:
     base = settings.build(get_config().to_dict())
@@ -96,7 +113,7 @@ def prefer_red(
       say(f"Training the base, once for all runs, in {place}.")
       if not run(make_inputs(base, place), place):
         return None
-  return _with_paths(config, workdir, model, pairs)
+  return _with_paths(config, workdir, model, data)
 
 
 def _with_paths(

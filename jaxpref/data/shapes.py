@@ -133,6 +133,43 @@ def write_pairs(
   return _write(path, rows())
 
 
+def write_lists(
+  path: pathlib.Path,
+  *,
+  num_lists: int,
+  size: int,
+  seed: int,
+  rate: Callable[[UInt8[np.ndarray, "Y X 3"]], float],
+) -> pathlib.Path:
+  """Writes several images of the same caption a row, and how they rank.
+
+  An image's score is the share of the others that are rated below it, from 0
+  of the worst to 1 of the best: the votes of RankDPO with one voter.
+
+  Args:
+    path: a Parquet file of the format `image_ranked`, made anew.
+    num_lists: how many rows.
+    size: how many images each holds.
+    seed: of all that is drawn.
+    rate: what is preferred.
+  """
+  rng = np.random.default_rng(seed)
+
+  def row() -> dict[str, Any]:
+    caption, first = draw_shape(rng)
+    images = [first]
+    images += [draw_shape(rng, caption).pixels for _ in range(size - 1)]
+    rates = np.array([rate(pixels) for pixels in images])
+    below = (rates[:, None] > rates).sum(axis=1)
+    return {
+      "prompt": caption,
+      "images": [{"bytes": _png(pixels)} for pixels in images],
+      "scores": (below / (size - 1)).tolist(),
+    }
+
+  return _write(path, (row() for _ in range(num_lists)))
+
+
 def _png(pixels: UInt8[np.ndarray, "Y X 3"]) -> bytes:
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, format="PNG")

@@ -1,4 +1,4 @@
-"""Diffusion-DPO and MaPO move simulated images toward red: three seeds each."""
+"""What moves simulated images toward red does so from three seeds."""
 
 import json
 import time
@@ -34,6 +34,7 @@ def test_base(base, certify):
   ("name", "config", "bar"),
   [
     ("Diffusion-DPO", "diffusion_dpo_shapes", 0.85),
+    ("RankDPO", "rank_dpo_shapes", 0.85),
     ("MaPO", "mapo_shapes", 0.8),
   ],
 )

@@ -13,6 +13,7 @@ from jaxpref.data.shapes import (
   SIZES,
   draw_shape,
   draw_shapes,
+  write_lists,
   write_pairs,
   write_shapes,
 )
@@ -76,6 +77,19 @@ def test_files(tmp_path):
   before = path.read_bytes()
   write_pairs(path, num_pairs=20, seed=0, rate=redness)
   assert path.read_bytes() == before
+
+
+def test_lists(tmp_path):
+  """Scores are shares of the others: an order that rates agree with."""
+  path = tmp_path / "lists.parquet"
+  write_lists(path, num_lists=5, size=4, seed=0, rate=redness)
+  rows = pyarrow.parquet.read_table(path).to_pylist()
+  assert len(rows) == 5
+  for row in rows:
+    assert row["prompt"] in CAPTIONS
+    assert sorted(row["scores"]) == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
+    rates = [redness(_read(image)) for image in row["images"]]
+    assert (np.argsort(rates) == np.argsort(row["scores"])).all()
 
 
 def _read(image):

@@ -1,0 +1,47 @@
+"""RankDPO on simulated images: lists of four, ranked by how red they are.
+
+  python -m jaxpref.launch --config=configs/rank_dpo_shapes.py \\
+    --workdir=runs/rank_dpo_shapes
+
+Karthik et al. 2024 (https://arxiv.org/abs/2410.18013). As many images as in
+diffusion_dpo_shapes.py, and as many in a step: eight lists of four instead of
+sixteen pairs. The model is that of configs/shapes_base.py, or of
+config.model.path.
+
+docs/certificates.md tells what three seeds came to, beside Diffusion-DPO.
+"""
+
+import pathlib
+
+import ml_collections
+
+from jaxpref.config import Config
+from jaxpref.files import import_file
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.model = {"family": "sdxl", "remat": ""}
+  config.loss = {"name": "rank_dpo", "beta": 500.0}
+  config.diffusion = {"drop_caption": 0.1, "share_noise": False}
+  config.data = {"batch_size": 8, "rows_per_device": 32, "eval_holdout": 32}
+  config.optimizer = {
+    "learning_rate": 2e-5,
+    "schedule": "linear",
+    "warmup_steps": 10,
+  }
+  config.train = {"steps": 200}
+  config.sample = {
+    "num_prompts": 6,
+    "per_prompt": 16,
+    "steps": 20,
+    "guidance": 1.0,
+  }
+  config.score = {"rater": "red"}
+  return config
+
+
+def make_inputs(config: Config, workdir: pathlib.Path) -> Config | None:
+  """Draws the lists, and trains the base where none is given; each once."""
+  path = str(pathlib.Path(__file__).with_name("shapes_base.py"))
+  return import_file(path, path, "rank_red").rank_red(config, workdir)
