@@ -144,6 +144,9 @@ class Diffusion:
   timesteps: tuple[int, ...] = ()  # one of these each; () = any of the model's
   share_timestep: bool = True  # by the images of a prompt
   share_noise: bool = True  # likewise
+  # Above 0, the noise is not random but what leads the model to the image, by
+  # so many steps from the image to pure noise (SmPO); as many calls, twice.
+  inversion_steps: int = 0
   # How many noises and timesteps a prompt has, in turn by epoch; 0 = another
   # each time. reference.mode=cached needs them to come again.
   noise_bank: int = 0

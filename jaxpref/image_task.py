@@ -39,6 +39,7 @@ from jaxpref.models.source import folder_digest
 from jaxpref.plan.image import image_flops
 from jaxpref.sample.album import Album
 from jaxpref.sample.image import make_images, make_recipe
+from jaxpref.sample.invert import ddim_inverse_from
 from jaxpref.sample.prompts import read_prompts
 from jaxpref.score.raters import RATERS, preference_rate
 from jaxpref.types import Params
@@ -115,6 +116,7 @@ def _check_noise(settings: config.Diffusion, model: ImageModel) -> None:
       f"config.diffusion.noise_bank is {settings.noise_bank}; it must be at "
       "least 0, which is for other noise each time."
     )
+  _check_inversion(settings, model)
   last = model.scheduler.num_train_timesteps - 1
   outside = [each for each in settings.timesteps if not 0 <= each <= last]
   if outside:
@@ -122,6 +124,23 @@ def _check_noise(settings: config.Diffusion, model: ImageModel) -> None:
       f"config.diffusion.timesteps holds {outside[0]}; each must be at least 0 "
       f"and at most {last}, the model's last."
     )
+
+
+def _check_inversion(settings: config.Diffusion, model: ImageModel) -> None:
+  steps, scheduler = settings.inversion_steps, model.scheduler
+  if not 0 <= steps <= scheduler.num_train_timesteps:
+    raise UserError(
+      f"config.diffusion.inversion_steps is {steps}; it must be at least 0, "
+      "which is for random noise, and at most "
+      f"{scheduler.num_train_timesteps}, the model's timesteps."
+    )
+  if steps and scheduler.prediction_type == "flow":
+    raise UserError(
+      "config.diffusion.inversion_steps is for diffusion models, and this is a "
+      "flow model. Set it to 0."
+    )
+  if steps:
+    ddim_inverse_from(scheduler, steps)  # which knows what else cannot be
 
 
 def _load(

@@ -218,6 +218,11 @@ def test_eight_devices_do_as_one(build, tmp_path):
     ({"sample": {"sampler": "eular"}}, "euler"),
     ({"diffusion": {"timesteps": (5, 1000)}}, "at most 999"),
     ({"diffusion": {"noise_bank": -1}}, "noise_bank is -1"),
+    ({"diffusion": {"inversion_steps": 1001}}, "at most 1000"),
+    (
+      {"diffusion": {"inversion_steps": 5, "noise_bank": 1}},
+      "neither a noise_",
+    ),
     ({"reference": {"mode": "cached"}}, "Set noise_bank to"),
     ({"reference": {"fill": "during"}}, "Set it to before"),
   ],

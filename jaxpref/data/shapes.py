@@ -106,6 +106,8 @@ def write_pairs(
 ) -> pathlib.Path:
   """Writes two images of the same caption a row, the one rated higher chosen.
 
+  The ratings stand beside them.
+
   Args:
     path: a Parquet file of the format `image_pair`, made anew.
     num_pairs: how many; images that are rated alike are drawn again.
@@ -118,15 +120,16 @@ def write_pairs(
     made = 0
     while made < num_pairs:
       caption, one = draw_shape(rng)
-      other = draw_shape(rng, caption).pixels
-      better = rate(one) - rate(other)
-      if not better:
+      both = sorted((one, draw_shape(rng, caption).pixels), key=rate)
+      low, high = map(rate, both)
+      if low == high:
         continue
-      chosen, rejected = (one, other) if better > 0 else (other, one)
       yield {
         "prompt": caption,
-        "chosen": {"bytes": _png(chosen)},
-        "rejected": {"bytes": _png(rejected)},
+        "chosen": {"bytes": _png(both[1])},
+        "rejected": {"bytes": _png(both[0])},
+        "score_chosen": high,
+        "score_rejected": low,
       }
       made += 1
 

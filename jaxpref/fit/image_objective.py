@@ -3,19 +3,15 @@
 A slot's value is minus half the mean squared error of what the model predicts
 of its noisy latent (`losses.diffusion`). It takes the place of a response's
 log-probability, so that losses of pairs and lists are losses of images too.
-
-The posterior's noise, the timestep and the noise of an image are functions of
-the seed, its prompt's number and how often that was drawn: the same on any
-mesh, in any batch and after a restart.
 """
 
 from collections.abc import Callable
-import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Key
+from jaxtyping import Array, Float32
 
 from jaxpref import config, losses, sharding
 from jaxpref.fit.loss import (
@@ -25,63 +21,14 @@ from jaxpref.fit.loss import (
   own_options,
 )
 from jaxpref.fit.merge import merge_images
+from jaxpref.fit.noising import Noising, invert_images, noise_images
 from jaxpref.fit.objectives import Objective, Roles, Terms, loss_term
 from jaxpref.fit.views import Views
 from jaxpref.losses.diffusion import denoising_error, denoising_logratio
 from jaxpref.models.build import Definition, bind
 from jaxpref.models.lora import overlay
 from jaxpref.models.sdxl.scheduler import Scheduler
-from jaxpref.ops.noise import (
-  add_noise,
-  draw_flow_times,
-  draw_timesteps,
-  level_at,
-  target,
-)
 from jaxpref.types import ImageBatch, Params, Term, sum_valid
-
-
-@dataclasses.dataclass(frozen=True)
-class Noising:
-  """What the model is asked: noisy latents, and what it should predict."""
-
-  noisy: Float32[Array, "slots y x c"]
-  timestep: Float32[Array, " slots"]
-  target: Float32[Array, "slots y x c"]
-
-
-def noise_images(
-  batch: ImageBatch,
-  scheduler: Scheduler,
-  settings: config.Diffusion,
-  seed: int,
-) -> Noising:
-  """Draws a latent of each posterior, a timestep and noise, and mixes them.
-
-  Args:
-    batch: one micro-batch.
-    scheduler: of the model.
-    settings: what the images of a prompt share.
-    seed: of all that is drawn.
-  """
-  own = _keys(batch, seed)
-  shape = batch.mean.shape[1:]
-  normal = jax.vmap(lambda key: jax.random.normal(key, shape))
-  latent = batch.mean + batch.std * normal(_for(own.image, 0))
-  noise = normal(_for(own.prompt if settings.share_noise else own.image, 1))
-  shared = own.prompt if settings.share_timestep else own.image
-  keys = _for(shared, 2)
-  kind = scheduler.prediction_type
-  if kind == "flow":
-    time = draw_flow_times(keys, shift=scheduler.shift)
-    level, timestep = (1.0 - time, time), scheduler.num_train_timesteps * time
-  else:
-    allowed = settings.timesteps or range(scheduler.num_train_timesteps)
-    drawn = draw_timesteps(keys, allowed)
-    table = jnp.asarray(scheduler.alpha_bar(), jnp.float32)
-    level, timestep = level_at(drawn, table), drawn.astype(jnp.float32)
-  noisy = add_noise(latent, noise, *level)
-  return Noising(noisy, timestep, target(kind, latent, noise, *level))
 
 
 def image_objective(
@@ -109,12 +56,23 @@ def image_objective(
   def forward(
     trainable: Roles, frozen: Roles, batch: ImageBatch, key: jax.Array
   ) -> tuple[Array, Array | None]:
-    asked = noise_images(batch, scheduler, settings.diffusion, seed)
+    policy = overlay(frozen.get("base", {}), trainable["policy"])
+    if settings.diffusion.inversion_steps:
+      ask = functools.partial(
+        predict, definition, jax.lax.stop_gradient(policy), batch
+      )
+      asked = invert_images(ask, batch, scheduler, settings.diffusion, seed)
+    else:
+      asked = noise_images(batch, scheduler, settings.diffusion, seed)
     drops = training and definition.lora.dropout > 0
     key = jax.random.fold_in(key, batch.slots.example_id[0])
-    policy = overlay(frozen.get("base", {}), trainable["policy"])
     prediction = predict(
-      definition, policy, batch, asked, key if drops else None
+      definition,
+      policy,
+      batch,
+      asked.noisy,
+      asked.timestep,
+      key if drops else None,
     )
     error = denoising_error(prediction, asked.target)
     if not needs_reference(loss):
@@ -152,7 +110,8 @@ def reference_errors(
       asked = noise_images(
         part, scheduler, settings.diffusion, settings.train.seed
       )
-      return denoising_error(predict(whole, params, part, asked), asked.target)
+      output = predict(whole, params, part, asked.noisy, asked.timestep)
+      return denoising_error(output, asked.target)
 
     return jax.lax.map(one, batch)
 
@@ -163,14 +122,15 @@ def predict(
   definition: Definition,
   params: Params,
   batch: ImageBatch,
-  asked: Noising,
+  noisy: Float32[Array, "slots y x c"],
+  timestep: Float32[Array, " slots"],
   dropout_key: Any = None,
 ) -> Float32[Array, "slots y x c"]:
   """What the UNet predicts of every slot."""
   added = {"text_embeds": batch.pooled[batch.prompt], "time_ids": batch.sizes}
   return bind(definition, params, dropout_key)(
-    sharding.constrain(asked.noisy, ("batch", None, None, None)),
-    asked.timestep,
+    sharding.constrain(noisy, ("batch", None, None, None)),
+    timestep,
     batch.context[batch.prompt],
     added if definition.config.addition_embed_type else None,
   ).astype(jnp.float32)
@@ -216,11 +176,12 @@ def _reference(
 ) -> Array:
   whole = definition.base or definition
   if "reference" in frozen:
-    return predict(whole, frozen["reference"], batch, asked)
-  if "reference_factors" in frozen:
-    laid = overlay(frozen["base"], frozen["reference_factors"])
-    return predict(definition, laid, batch, asked)
-  return predict(whole, frozen["base"], batch, asked)
+    params = frozen["reference"]
+  elif "reference_factors" in frozen:
+    params = overlay(frozen["base"], frozen["reference_factors"])
+  else:
+    params = frozen["base"]
+  return predict(whole, params, batch, asked.noisy, asked.timestep)
 
 
 def _metrics(views: ImageViews, beta: float) -> Terms:
@@ -243,20 +204,3 @@ def _metrics(views: ImageViews, beta: float) -> Terms:
     "rewards/accuracies": mean(chosen > rejected),
     "rewards/ties": mean(chosen == rejected),
   }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Keys:
-  prompt: Key[Array, " slots"]
-  image: Key[Array, " slots"]
-
-
-def _keys(batch: ImageBatch, seed: int) -> _Keys:
-  fold = jax.vmap(jax.random.fold_in)
-  base = jnp.broadcast_to(jax.random.key(seed), batch.draw.shape)
-  prompt = fold(fold(base, batch.slots.example_id), batch.draw)
-  return _Keys(prompt, fold(_for(prompt, 3), batch.item))
-
-
-def _for(keys: Key[Array, " slots"], purpose: int) -> Key[Array, " slots"]:
-  return jax.vmap(jax.random.fold_in, (0, None))(keys, purpose)

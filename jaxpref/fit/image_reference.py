@@ -26,6 +26,13 @@ def with_image_mode(settings: config.Config) -> config.Config:
       "cached. Set noise_bank to how many noises a prompt should have, or the "
       "mode to auto, live or base."
     )
+  if (mode == "cached" or bank) and settings.diffusion.inversion_steps:
+    raise UserError(
+      "config.diffusion.inversion_steps lets the model that trains choose the "
+      "noise, which is another after each step: neither a noise_bank nor "
+      "reference.mode=cached can hold it. Set noise_bank to 0 and the mode to "
+      "auto, live or base; or inversion_steps to 0."
+    )
   if settings.reference.fill == "during":
     raise UserError(
       "config.reference.fill is 'during', and the errors of images are cached "

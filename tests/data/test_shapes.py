@@ -73,7 +73,9 @@ def test_files(tmp_path):
   assert len(rows) == 20
   for row in rows:
     assert row["prompt"] in CAPTIONS
-    assert redness(_read(row["chosen"])) > redness(_read(row["rejected"]))
+    for side in ("chosen", "rejected"):
+      assert row[f"score_{side}"] == redness(_read(row[side]))
+    assert row["score_chosen"] > row["score_rejected"]
   before = path.read_bytes()
   write_pairs(path, num_pairs=20, seed=0, rate=redness)
   assert path.read_bytes() == before
