@@ -33,11 +33,13 @@ check: .venv/installed-test
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
-# As users run it: compiled at XLA's own optimization level, not at the tests'.
+# As users run it: compiled at XLA's own optimization level, not at the tests',
+# and one device with all threads.
 # What was measured is written to docs/certificates.md.
 certify: .venv/installed-test
 	mkdir -p docs
-	XLA_FLAGS="--xla_backend_optimization_level=3 $$XLA_FLAGS" \
+	XLA_FLAGS="--xla_backend_optimization_level=3 \
+	  --xla_cpu_multi_thread_eigen=true $$XLA_FLAGS" \
 	  JAXPREF_CERTIFICATES=docs/certificates.md \
 	  $(BIN)/python -m pytest -m certify
 

@@ -35,6 +35,7 @@ def test_base(base, certify):
   [
     ("Diffusion-DPO", "diffusion_dpo_shapes", 0.85),
     ("RankDPO", "rank_dpo_shapes", 0.85),
+    ("SmPO", "smpo_shapes", 0.85),
     ("MaPO", "mapo_shapes", 0.8),
   ],
 )
