@@ -71,8 +71,9 @@ def run_jaxpref(flags: argparse.Namespace) -> dict[str, Any]:
   """What `stages=('prepare',)` does, timed after the imports."""
   from jaxpref import config
   from jaxpref.data.prepared import prepare
-  from jaxpref.data.tokenizer import Rules
+  from jaxpref.data.tokenizer import Rules, load
 
+  load(flags.tokenizer)  # imports transformers, as the other side has
   encode, inside = Rules.encode, 0.0
 
   def timed(self: Rules, texts: list[str]) -> list[Any]:

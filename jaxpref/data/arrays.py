@@ -4,9 +4,12 @@ safetensors' own writer wants every array in memory, and its NumPy reader
 copies; tokens may be many gigabytes.
 """
 
-from collections.abc import Mapping
+import array
+from collections.abc import Iterable, Mapping
 import json
+import math
 import pathlib
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -14,14 +17,17 @@ import numpy as np
 from jaxpref.errors import UserError
 
 _HEADER_BYTES = 4096  # padded with spaces, since it is known only at the end
+_RECENT = 1 << 14  # numbers that wait in memory
 _NAMES = {"I32": np.dtype("<i4"), "F32": np.dtype("<f4")}
 
 
 class ArrayWriter:
-  """Writes the array `stream` piece by piece, and others when it closes."""
+  """Writes the array `stream` piece by piece, and then others."""
 
   def __init__(self, file: pathlib.Path, stream: str):
     self._stream, self._count = stream, 0
+    self._entries: dict[str, dict[str, Any]] = {}
+    self._end = 0  # of what the entries name
     self._out = open(file, "wb")  # noqa: SIM115 (closed by `close`)
     self._out.write(b" " * _HEADER_BYTES)
 
@@ -32,16 +38,17 @@ class ArrayWriter:
     self._count += len(written) // 4
     return written
 
-  def close(self, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes int32 and float32 arrays and the header, and closes the file."""
-    header, end = {}, 4 * self._count
-    header[self._stream] = _entry("I32", [self._count], 0, end)
-    for name, array in arrays.items():
-      kind = next(k for k, dtype in _NAMES.items() if dtype == array.dtype)
-      start, end = end, end + array.nbytes
-      header[name] = _entry(kind, list(array.shape), start, end)
-      self._out.write(array.tobytes())
-    text = json.dumps(header).encode().ljust(_HEADER_BYTES - 8)
+  def add(self, name: str, values: np.ndarray) -> None:
+    """Adds an int32 or float32 array, after all of the stream."""
+    kind = next(k for k, dtype in _NAMES.items() if dtype == values.dtype)
+    if not self._entries:
+      self._entries[self._stream] = self._entry("I32", [self._count])
+    self._entries[name] = self._entry(kind, list(values.shape))
+    self._out.write(values.tobytes())
+
+  def close(self) -> None:
+    """Writes the header, and closes the file."""
+    text = json.dumps(self._entries).encode().ljust(_HEADER_BYTES - 8)
     assert len(text) == _HEADER_BYTES - 8
     self._out.seek(0)
     self._out.write(len(text).to_bytes(8, "little") + text)
@@ -50,6 +57,47 @@ class ArrayWriter:
   def abandon(self) -> None:
     """Closes the file as it is."""
     self._out.close()
+
+  def _entry(self, kind: str, shape: list[int]) -> dict[str, Any]:
+    """Of the array that comes next."""
+    start, size = self._end, 4 * math.prod(shape)
+    self._end = start + size
+    return {"dtype": kind, "shape": shape, "data_offsets": [start, self._end]}
+
+
+class Spool:
+  """Numbers that are collected on disk, so that memory does not grow."""
+
+  def __init__(self, folder: pathlib.Path, kind: type[np.int32 | np.float32]):
+    self._out = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (by itself)
+    self._kind = kind
+    code = "i" if kind is np.int32 else "f"
+    self._recent: array.array[Any] = array.array(code)
+    self._written = 0
+
+  def __len__(self) -> int:
+    return self._written + len(self._recent)
+
+  def extend(self, values: Iterable[int | float]) -> None:
+    self._recent.extend(values)
+    if len(self._recent) >= _RECENT:
+      self._flush()
+
+  def read(self) -> np.ndarray:
+    """All of them, int32 or float32."""
+    self._flush()
+    self._out.seek(0)
+    return np.frombuffer(self._out.read(), self._kind)
+
+  def close(self) -> None:
+    """Forgets them."""
+    self._out.close()
+
+  def _flush(self) -> None:
+    self._out.seek(0, 2)
+    self._recent.tofile(self._out)
+    self._written += len(self._recent)
+    del self._recent[:]
 
 
 def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
@@ -72,7 +120,3 @@ def read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
     return data[start:end].view(_NAMES[entry["dtype"]]).reshape(entry["shape"])
 
   return {name: one(entry) for name, entry in header.items()}
-
-
-def _entry(kind: str, shape: list[int], start: int, end: int) -> dict[str, Any]:
-  return {"dtype": kind, "shape": shape, "data_offsets": [start, end]}

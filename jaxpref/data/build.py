@@ -1,8 +1,9 @@
 """Writes one prepared folder: read, refuse, tokenise, store."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -14,7 +15,7 @@ import numpy as np
 
 from jaxpref import config
 from jaxpref.data import formats, read, text, tokenizer
-from jaxpref.data.arrays import ArrayWriter
+from jaxpref.data.arrays import ArrayWriter, Spool
 from jaxpref.data.cache import ARRAYS, MANIFEST, REJECTED
 from jaxpref.data.read import Refusal
 from jaxpref.errors import UserError
@@ -206,46 +207,49 @@ def _label(response: Response) -> int:
   return -1 if response.label is None else int(response.label)
 
 
-def _quantiles(lengths: list[int]) -> dict[str, int]:
+def _quantiles(lengths: Sequence[int]) -> dict[str, int]:
   at = {"min": 0.0, "median": 0.5, "p90": 0.9, "max": 1.0}
   values = np.quantile(lengths or [0], list(at.values()), method="nearest")
   return {name: int(v) for name, v in zip(at, values, strict=True)}
 
 
 class Table:
-  """Collects the arrays of a preparation; tokens go to the file at once."""
+  """Collects the arrays of a preparation, on disk."""
 
   def __init__(self, folder: pathlib.Path, files: Mapping[str, int]):
     self._files = files
     self._writer = ArrayWriter(folder / ARRAYS, "tokens")
     self._digest = hashlib.sha256()
-    self._columns: dict[str, list[Any]] = {name: [] for name in _INT + _FLOAT}
-    self._scores: dict[str, list[float]] = {}  # by axis, NaN where not scored
-    for name in ("first_response", "first_comparison"):
-      self._columns[name].append(0)
+    self._spool = functools.partial(Spool, folder)
+    self._columns = {name: self._spool(np.int32) for name in _INT}
+    self._columns |= {name: self._spool(np.float32) for name in _FLOAT}
+    self._scores: dict[str, Spool] = {}  # by axis, NaN where not scored
+    self._put(first_response=[0], first_comparison=[0])
 
   def append(self, record: Record, tokens: text.Tokens) -> None:
-    columns = self._columns
     for part in (tokens.prompt, *tokens.responses):
       self._digest.update(self._writer.append(part))
     file, row = _place(record)
-    columns["file"].append(self._files[file])
-    columns["row"].append(row)
-    columns["prompt_lengths"].append(len(tokens.prompt))
-    first = len(columns["response_lengths"])
-    columns["response_lengths"] += map(len, tokens.responses)
-    columns["label"] += map(_label, record.responses)
+    first, compared = len(self._columns["response_lengths"]), record.comparisons
     for name in dict.fromkeys(n for r in record.responses for n in r.scores):
-      self._scores.setdefault(name, [math.nan] * first)
+      if name not in self._scores:
+        self._scores[name] = self._spool(np.float32)
+        self._scores[name].extend(itertools.repeat(math.nan, first))
     for name, scores in self._scores.items():
-      scores += [r.scores.get(name, math.nan) for r in record.responses]
-    columns["first_response"].append(len(columns["response_lengths"]))
-    for comparison in record.comparisons:
-      columns["better"].append(first + comparison.better)
-      columns["worse"].append(first + comparison.worse)
-      columns["preference"].append(comparison.preference)
-      columns["weight"].append(comparison.weight)
-    columns["first_comparison"].append(len(columns["better"]))
+      scores.extend([r.scores.get(name, math.nan) for r in record.responses])
+    self._put(
+      file=[self._files[file]],
+      row=[row],
+      prompt_lengths=[len(tokens.prompt)],
+      response_lengths=map(len, tokens.responses),
+      label=map(_label, record.responses),
+      first_response=[first + len(tokens.responses)],
+      better=[first + each.better for each in compared],
+      worse=[first + each.worse for each in compared],
+      preference=[each.preference for each in compared],
+      weight=[each.weight for each in compared],
+    )
+    self._put(first_comparison=[len(self._columns["better"])])
 
   @property
   def axes(self) -> list[str]:
@@ -254,31 +258,38 @@ class Table:
 
   def close(self) -> tuple[str, dict[str, int]]:
     """Completes the file; returns the fingerprint and what it holds."""
-    arrays: dict[str, np.ndarray] = {
-      name: np.array(self._columns[name], np.int32) for name in _INT
-    }
-    for name in _FLOAT:
-      arrays[name] = np.array(self._columns[name], np.float32)
-    shape = len(self._scores), len(arrays["response_lengths"])
-    scores = np.array(list(self._scores.values()), np.float32)
-    arrays["scores"] = scores.reshape(shape)
-    for name in _HASHED:
-      self._digest.update(arrays[name].tobytes())
-    self._digest.update(arrays["scores"].tobytes())  # of no bytes, if none
-    self._writer.close(arrays)
-    prompts = arrays["prompt_lengths"].sum(dtype=np.int64)
-    responses = arrays["response_lengths"].sum(dtype=np.int64)
+    columns, totals = self._columns, dict[str, int]()
+    for name in dict.fromkeys((*_HASHED, *columns)):
+      values = columns[name].read()
+      self._writer.add(name, values)
+      totals[name] = int(values.sum(dtype=np.int64))
+      if name in _HASHED:
+        self._digest.update(values.tobytes())
+    shape = len(self._scores), len(columns["response_lengths"])
+    scores = np.array([x.read() for x in self._scores.values()], np.float32)
+    self._digest.update(scores.tobytes())  # of no bytes, if none
+    self._writer.add("scores", scores.reshape(shape))
+    self._writer.close()
+    self.abandon()
+    prompts, responses = totals["prompt_lengths"], totals["response_lengths"]
     return self._digest.hexdigest(), {
-      "examples": len(arrays["prompt_lengths"]),
-      "responses": len(arrays["response_lengths"]),
-      "comparisons": len(arrays["better"]),
-      "tokens": int(prompts + responses),
-      "prompt_tokens": int(prompts),
-      "response_tokens": int(responses),
+      "examples": len(columns["prompt_lengths"]),
+      "responses": len(columns["response_lengths"]),
+      "comparisons": len(columns["better"]),
+      "tokens": prompts + responses,
+      "prompt_tokens": prompts,
+      "response_tokens": responses,
     }
 
   def abandon(self) -> None:
+    """Closes the files as they are."""
     self._writer.abandon()
+    for spool in (*self._columns.values(), *self._scores.values()):
+      spool.close()
+
+  def _put(self, **values: Iterable[int | float]) -> None:
+    for name, each in values.items():
+      self._columns[name].extend(each)
 
 
 _INT = (

@@ -15,8 +15,9 @@ The rules, which the summary of a preparation counts:
   that is too long by itself at its end.
 """
 
+import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -61,7 +62,9 @@ class Counts:
   """What happened to the records, and how long they were before any cut."""
 
   events: Counter[str] = dataclasses.field(default_factory=Counter)
-  lengths: list[int] = dataclasses.field(default_factory=list)
+  lengths: MutableSequence[int] = dataclasses.field(
+    default_factory=lambda: array.array("i")
+  )
 
 
 def tokenize(

@@ -192,7 +192,7 @@ def test_lengths_are_those_before_any_cut(rules):
   limits = config.Data(max_length=5, truncate="keep_start")
   record = Record("f:1", "Q", [Response("one"), Response("seven")])
   list(tokenize([record], rules, limits, counts))
-  assert counts.lengths == [8]
+  assert list(counts.lengths) == [8]
 
 
 def _user(text):

@@ -26,6 +26,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff",
             ".avif")  # fmt: skip
 """What names of image files end with."""
 
+_LONGEST = max(map(len, SUFFIXES))
+
 _LISTS = ("images", "image_path", "image", "file_path", "generations")
 _RANKS = ("ranking", "rank")
 # Of ImageReward's groups: a rating of each image by each column.
@@ -143,10 +145,13 @@ def _looks_like_picture(value: Any) -> bool:
     return bool(value) and value.keys() <= {"bytes", "path"}
   if isinstance(value, bytes):
     return True
-  if not isinstance(value, str) or any(each.isspace() for each in value):
-    return False  # an answer's last word may be the name of a file
+  if not isinstance(value, str):
+    return False
   path = value.partition("?")[0] if "://" in value else value
-  return path.lower().endswith(SUFFIXES)
+  if not path[-_LONGEST:].lower().endswith(SUFFIXES):
+    return False
+  # An answer's last word may be the name of a file.
+  return not any(each.isspace() for each in value)
 
 
 def _prompt(values: Values, name: str = "prompt") -> str:

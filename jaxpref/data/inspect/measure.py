@@ -66,7 +66,7 @@ class Findings:
   _directed: set[bytes] = dataclasses.field(default_factory=set)
 
   @property
-  def whole_lengths(self) -> list[int]:
+  def whole_lengths(self) -> Sequence[int]:
     """Of each prompt with its longest response."""
     return self.tally.counts.lengths
 
