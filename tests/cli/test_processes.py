@@ -13,9 +13,19 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def settings(tiny):
+def settings(tiny, tmp_path_factory):
+  """Of a mixture of two sources."""
+  folder = tmp_path_factory.mktemp("sources")
+  rows = pathlib.Path(tiny["data.path"]).read_text().splitlines(keepends=True)
+  sources = {}
+  for number, weight in enumerate((1, 3)):
+    path = folder / f"{number}.jsonl"
+    path.write_text("".join(rows[number::2]))
+    sources[f"data.sources.part{number}.path"] = path
+    sources[f"data.sources.part{number}.weight"] = weight
   return {
-    **tiny,
+    **{key: value for key, value in tiny.items() if key != "data.path"},
+    **sources,
     "mesh.fsdp": 2,
     "train.steps": 20,
     "train.checkpoint_every": 4,
