@@ -19,7 +19,8 @@ import ml_collections
 
 from jaxpref import config as settings
 from jaxpref.data import simulated
-from jaxpref.run import run, say
+from jaxpref.hosts import say
+from jaxpref.run import run
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -29,9 +29,10 @@ import numpy as np
 from jaxpref import config as settings
 from jaxpref.data import shapes
 from jaxpref.fit.autoencoder import train_autoencoder
+from jaxpref.hosts import say
 from jaxpref.models.build import define
 from jaxpref.models.sdxl.small import small_vae, write_small
-from jaxpref.run import run, say
+from jaxpref.run import run
 from jaxpref.score.raters import redness
 
 EDITION = 1  # of what the base depends on beside its config

@@ -1,6 +1,7 @@
 """A run of a diffusion model: on latents and texts that are encoded before."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -14,9 +15,8 @@ import numpy as np
 from jaxpref import config, sharding
 from jaxpref.data.image_steps import ImageSteps
 from jaxpref.data.images import PreparedImages, prepare_images, resolution
-from jaxpref.data.mixture import make_order
 from jaxpref.errors import UserError
-from jaxpref.fit.examples import read_examples
+from jaxpref.fit.examples import order_examples, read_examples
 from jaxpref.fit.image_errors import cached_errors
 from jaxpref.fit.image_objective import image_objective, reference_errors
 from jaxpref.fit.image_reference import (
@@ -73,7 +73,8 @@ def image_task(
       encoder.pipeline,
       definitions={**encoder.definitions, "unet": definition},
     )
-    parts = _Parts(StoredParts(encoder.pipeline), whole)
+    stored = StoredParts(encoder.pipeline)
+    parts = ChainMap({"unet": whole}, stored)  # type: ignore[arg-type]
     save_pipeline(workdir / "export", pipeline, parts)
     if definition.base:
       save_lora(workdir / "adapter", definition, trained)
@@ -226,15 +227,12 @@ def _make_steps(
     devices=mesh.shape["data"] * mesh.shape["fsdp"],
     seed=data.seed,
   )
-  order, told = make_order(data, train)
-  if told:
-    say(told)
-  epoch = -(-len(order) // data.batch_size)
+  order, num_steps = order_examples(settings, train)
   steps = make(
     train,
     kept=kept_responses(train, loss),
     order=order,
-    num_steps=settings.train.steps or epoch * data.epochs,
+    num_steps=num_steps,
     noise_bank=settings.diffusion.noise_bank,
     drop_caption=settings.diffusion.drop_caption,
   )
@@ -242,22 +240,6 @@ def _make_steps(
     make(test, kept=kept_responses(test, loss), noise_bank=1) if test else None
   )
   return steps, held_out
-
-
-class _Parts(Mapping[str, Params]):
-  """Stored parts, and the trained UNet in place of its own."""
-
-  def __init__(self, stored: StoredParts, unet: Params):
-    self._stored, self._unet = stored, unet
-
-  def __getitem__(self, name: str) -> Params:
-    return self._unet if name == "unet" else self._stored[name]
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._stored)
-
-  def __len__(self) -> int:
-    return len(self._stored)
 
 
 class _Preview:

@@ -117,7 +117,7 @@ def test_the_base_is_held_once(build, tmp_path, monkeypatch):
     return found
 
   monkeypatch.setattr(Source, "load", counting)
-  monkeypatch.setattr("jaxpref.run.open_reference", telling)
+  monkeypatch.setattr("jaxpref.text_task.open_reference", telling)
   for mode in ("base", "live", "cached"):
     assert run(build(LORA, reference={"mode": mode}), tmp_path / mode)
     assert loaded == ["base", "adapter"]

@@ -90,7 +90,7 @@ def test_modes_of_the_reference_agree(build, tmp_path, monkeypatch):
     return found
 
   monkeypatch.setattr(Source, "load", counting)
-  monkeypatch.setattr("jaxpref.run.open_reference", telling)
+  monkeypatch.setattr("jaxpref.text_task.open_reference", telling)
   losses = {}
   for mode in ("base", "live", "cached"):
     workdir = tmp_path / mode

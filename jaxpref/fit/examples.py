@@ -7,6 +7,8 @@ from typing import Any
 from jaxpref import config, pair
 from jaxpref.data.curriculum import take_stage
 from jaxpref.data.joined import join
+from jaxpref.data.mixture import make_order
+from jaxpref.data.order import Order
 from jaxpref.data.prepared import Prepared, split_holdout
 from jaxpref.errors import UserError
 from jaxpref.fit.loss import compares, find_loss, needs_mismatched
@@ -86,3 +88,15 @@ def read_examples(
     train = train.with_mismatched(*sizes)
     test = test and test.with_mismatched(*sizes)
   return train, test
+
+
+def order_examples(
+  settings: config.Config, train: Prepared
+) -> tuple[Order, int]:
+  """The order of the examples of an epoch, and how many steps the run has."""
+  data = settings.data
+  order, told = make_order(data, train)
+  if told:
+    say(told)
+  epoch = -(-len(order) // data.batch_size)
+  return order, settings.train.steps or epoch * data.epochs
