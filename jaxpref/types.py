@@ -135,8 +135,6 @@ class Slots:
   label: Int32[Leaf, "slots"]  # 1 desirable, 0 undesirable, -1 not labelled
   # An answer to another prompt, from which losses estimate a divergence.
   mismatched: Bool[Leaf, "slots"]
-  # Where its last token stands among all of the micro-batch, row after row.
-  last: Int32[Leaf, "slots"]
   score: Float32[Leaf, "slots"]  # larger is better; 0 where there is none
   # On each axis that a reward model trains on, if those; NaN where not rated.
   ratings: Float32[Leaf, "slots axes"] | None = None
@@ -188,6 +186,9 @@ class TextBatch:
   target: Int32[Leaf, "rows responses"]
   slot: Int32[Leaf, "rows responses"]
   ref_token_logp: Float32[Leaf, "rows responses"] | None
+  # Where each slot's last token stands among all of the micro-batch's, row
+  # after row.
+  last: Int32[Leaf, "slots"]
   slots: Slots
   comparisons: Comparisons
   lists: Lists

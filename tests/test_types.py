@@ -91,7 +91,7 @@ def test_batches_are_pytrees_of_arrays():
   number, yes = np.arange(4, dtype=np.int32), np.ones(4, bool)
   score = number.astype(np.float32)
   rated = np.zeros((4, 2), np.float32)
-  slots = Slots(number, yes, number, yes, number, score, rated)
+  slots = Slots(number, yes, number, yes, score, rated)
   pairs = Comparisons(*(np.zeros(4, np.float32) for _ in range(5)), rated)
   for part in (slots, pairs):
     first = jax.tree.map(lambda x: x[:2], part)

@@ -85,6 +85,7 @@ def make_batch(
       if ref_token_logp is None
       else reference(data, packing, shape, ref_token_logp)
     ),
+    last=np.zeros((shape.micro_batches, shape.slots), np.int32),
     slots=slots_of(data, packing, shape),
     comparisons=comparisons_of(data, packing, shape),
     lists=lists_of(data, packing, shape),
@@ -123,16 +124,28 @@ def batch_shapes(shape: Shape, *, cached: bool, axes: int = 0) -> TextBatch:
     target=array(np.int32, *scored),
     slot=array(np.int32, *scored),
     ref_token_logp=array(np.float32, *scored) if cached else None,
-    slots=Slots(
+    last=array(np.int32, shape.slots),
+    **compared_shapes(shape, axes),
+    prefix=shape.prefix,
+  )
+
+
+def compared_shapes(shape: Shape, axes: int = 0) -> dict[str, Any]:
+  """The part of `batch_shapes` that batches of images have too."""
+
+  def array(kind: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((shape.micro_batches, *sizes), kind)
+
+  return {
+    "slots": Slots(
       example_id=array(np.int32, shape.slots),
       valid=array(np.bool_, shape.slots),
       label=array(np.int32, shape.slots),
       mismatched=array(np.bool_, shape.slots),
-      last=array(np.int32, shape.slots),
       score=array(np.float32, shape.slots),
       ratings=array(np.float32, shape.slots, axes) if axes else None,
     ),
-    comparisons=Comparisons(
+    "comparisons": Comparisons(
       better=array(np.int32, shape.comparisons),
       worse=array(np.int32, shape.comparisons),
       valid=array(np.bool_, shape.comparisons),
@@ -142,12 +155,11 @@ def batch_shapes(shape: Shape, *, cached: bool, axes: int = 0) -> TextBatch:
         array(np.float32, shape.comparisons, axes) if axes else None
       ),
     ),
-    lists=Lists(
+    "lists": Lists(
       slot=array(np.int32, shape.lists, shape.items),
       valid=array(np.bool_, shape.lists, shape.items),
     ),
-    prefix=shape.prefix,
-  )
+  }
 
 
 def places(data: Prepared, packing: Packing) -> Iterator[Place]:
@@ -208,7 +220,7 @@ def _fill_row(
       batch.target[at][here] = response
       batch.slot[at][here] = slot_of[number]
       last = at[1] * shape.tokens + own[-1]
-      batch.slots.last[at[0], slot_of[number]] = last
+      batch.last[at[0], slot_of[number]] = last
 
 
 def _length_classes(shape: Shape) -> list[tuple[int, int]]:
@@ -276,7 +288,7 @@ def _listed(data: Prepared, micro: list[Row]) -> dict[int, list[int]]:
 
 
 def slots_of(data: Prepared, packing: Packing, shape: Shape) -> Slots:
-  """What is known of each response; a slot's last token is told later."""
+  """What is known of each response."""
   size = (shape.micro_batches, shape.slots)
   example_id, label = np.zeros(size, np.int32), np.full(size, -1, np.int32)
   valid, mismatched = np.zeros(size, bool), np.zeros(size, bool)
@@ -297,7 +309,6 @@ def slots_of(data: Prepared, packing: Packing, shape: Shape) -> Slots:
     valid=valid,
     label=label,
     mismatched=mismatched,
-    last=np.zeros(size, np.int32),  # written with the rows
     score=score,
     ratings=ratings,
   )

@@ -10,10 +10,16 @@ import functools
 import itertools
 from typing import Any
 
+import jax
 from jaxtyping import Float32
 import numpy as np
 
-from jaxpref.data.batch import comparisons_of, lists_of, slots_of
+from jaxpref.data.batch import (
+  compared_shapes,
+  comparisons_of,
+  lists_of,
+  slots_of,
+)
 from jaxpref.data.images import PreparedImages
 from jaxpref.data.loader import Loader
 from jaxpref.data.order import Order
@@ -65,13 +71,7 @@ class ImageSteps(Calendar):
     self.drop_caption, self.seed = drop_caption, seed
     self.ref_error: np.ndarray | None = None  # [draws, responses]
     self._pieces = [self._piece(i) for i in range(len(data))]
-    largest = max(piece.size for piece in self._pieces)
-    if largest > self.slots:
-      raise UserError(
-        f"A prompt has {largest} images, which are computed together, and "
-        f"{self.slots} fit: config.data.rows_per_device, images of one "
-        "micro-batch on one device, times the devices. Raise it."
-      )
+    check_room(max(piece.size for piece in self._pieces), self.slots)
     self.packing = functools.lru_cache(maxsize=32)(self._packing)
     self.shape = self._plan()
 
@@ -191,7 +191,7 @@ class ImageSteps(Calendar):
       len(self._packing(step, 1)) for step in range(min(self.num_steps, 512))
     )
     prompts = min(self.batch_size, self.slots // int(sizes.min()))
-    prompts = -(-prompts // self.devices) * self.devices  # texts are shared out
+    prompts = shared_out(prompts, self.devices)
     return Shape(
       micro_batches=fewest,
       rows=prompts,
@@ -203,3 +203,51 @@ class ImageSteps(Calendar):
       lists=max(1, prompts),
       items=int(sizes.max()),
     )
+
+
+def check_room(images: int, slots: int) -> None:
+  """Raises UserError where the images of a prompt are too many."""
+  if images > slots:
+    raise UserError(
+      f"A prompt has {images} images, which are computed together, and "
+      f"{slots} fit: config.data.rows_per_device, images of one micro-batch on "
+      "one device, times the devices. Raise it."
+    )
+
+
+def shared_out(prompts: int, devices: int) -> int:
+  """Places for the texts of so many prompts, equally many on each device."""
+  return -(-prompts // devices) * devices
+
+
+def image_batch_shapes(
+  shape: Shape,
+  *,
+  latent: Sequence[int],
+  context: Sequence[int],
+  pooled: int,
+) -> ImageBatch:
+  """What `ImageSteps` makes, as a jax.ShapeDtypeStruct for each array.
+
+  Args:
+    shape: the sizes; its rows are texts.
+    latent: Y, X and C.
+    context: tokens of a text, and their width.
+    pooled: entries of a pooled text.
+  """
+
+  def array(kind: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((shape.micro_batches, *sizes), kind)
+
+  return ImageBatch(
+    mean=array(np.float32, shape.slots, *latent),
+    std=array(np.float32, shape.slots, *latent),
+    prompt=array(np.int32, shape.slots),
+    item=array(np.int32, shape.slots),
+    draw=array(np.int32, shape.slots),
+    sizes=array(np.float32, shape.slots, 6),
+    ref_error=None,
+    context=array(np.float32, shape.rows, *context),
+    pooled=array(np.float32, shape.rows, pooled),
+    **compared_shapes(shape),
+  )

@@ -27,7 +27,7 @@ def merge_micro_batches(batch: TextBatch, values: Any) -> tuple[TextBatch, Any]:
   numbered = dataclasses.replace(
     batch,
     slot=slot,
-    slots=dataclasses.replace(batch.slots, last=batch.slots.last + token),
+    last=batch.last + token,
     **_numbered_on(batch),
   )
   return jax.tree.map(_join, (numbered, values))

@@ -32,7 +32,7 @@ def batch_places(mesh: jax.sharding.Mesh, batch: Batch) -> Batch:
   """Where each array of a step lies."""
   rows = sharding.batch_sharding(mesh, axis=1)
   everywhere = sharding.replicated(mesh)
-  whole = ("slots", "comparisons", "lists")
+  whole = ("last", "slots", "comparisons", "lists")
   return jax.tree.map_with_path(
     lambda path, _: everywhere if path[0].name in whole else rows, batch
   )

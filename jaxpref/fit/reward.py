@@ -40,7 +40,7 @@ def score_rewards(
   # Of all tokens: a few numbers each, where gathering their states first would
   # send those between devices.
   rewards = model.score(hidden)
-  return rewards.reshape(-1, rewards.shape[-1])[batch.slots.last]
+  return rewards.reshape(-1, rewards.shape[-1])[batch.last]
 
 
 def reward_objective(

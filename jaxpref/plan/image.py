@@ -7,6 +7,12 @@ import jax
 import numpy as np
 
 from jaxpref import config, sharding
+from jaxpref.data.image_steps import (
+  check_room,
+  image_batch_shapes,
+  shared_out,
+)
+from jaxpref.data.packing import Shape
 from jaxpref.errors import UserError
 from jaxpref.fit.image_objective import image_objective
 from jaxpref.fit.image_reference import (
@@ -26,7 +32,7 @@ from jaxpref.models.sdxl.scheduler import Scheduler
 from jaxpref.models.source import resolve_model
 from jaxpref.plan.job import Job
 from jaxpref.plan.program import computed_flops
-from jaxpref.types import Comparisons, ImageBatch, Lists, Slots
+from jaxpref.types import ImageBatch
 
 _TOKENS = 77  # of CLIP's text encoders
 _FACTOR = 8  # pixels to a latent, of Stable Diffusion's autoencoders
@@ -52,8 +58,8 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   shapes, places = {"policy": definition.shapes}, _places(mesh, definition)
   where = state_shardings(mesh, tx, shapes, {"policy": places})
   latent = _latent(settings, definition)
-  batch = _batch(settings, definition, mesh, latent)
-  micro_batches, slots = batch.slots.valid.shape
+  shape = _step_shape(settings, mesh)
+  batch = _batch(shape, definition, latent)
   return Job(
     objective=image_objective(definition, settings, Scheduler(), training=True),
     tx=tx,
@@ -68,9 +74,9 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
     * settings.data.batch_size
     * image_flops(settings, definition, latent),
     assumes=(
-      f"{micro_batches} x {slots} latents of {latent[0]} x {latent[1]}, "
-      f"{_images(settings)} of a prompt. {settings.data.batch_size} prompts a "
-      "step.",
+      f"{shape.micro_batches} x {shape.slots} latents of {latent[0]} x "
+      f"{latent[1]}, {shape.items} of a prompt. {settings.data.batch_size} "
+      "prompts a step.",
       f"Reference: {settings.reference.mode}. Compute: {model.dtype}.",
     ),
   )
@@ -139,57 +145,35 @@ def _images(settings: config.Config) -> int:
   return 4 if ranks(find_loss(settings.loss)) else 2
 
 
-def _batch(
-  settings: config.Config,
-  definition: Definition,
-  mesh: jax.sharding.Mesh,
-  latent: tuple[int, ...],
-) -> ImageBatch:
-  data, shape = settings.data, definition.config
+def _step_shape(settings: config.Config, mesh: jax.sharding.Mesh) -> Shape:
+  """Sizes of a step of micro-batches that are as full as prompts fill them."""
+  data, images = settings.data, _images(settings)
   devices = mesh.shape["data"] * mesh.shape["fsdp"]
-  slots, images = data.rows_per_device * devices, _images(settings)
+  slots = data.rows_per_device * devices
+  check_room(images, slots)
   prompts = slots // images
-  if not prompts:
-    raise UserError(
-      f"A prompt has {images} images, which are computed together, and {slots} "
-      "fit: config.data.rows_per_device, images of one micro-batch on one "
-      "device, times the devices. Raise it."
-    )
-  lead = -(-data.batch_size // prompts)
-  texts = -(-prompts // devices) * devices
+  return Shape(
+    micro_batches=-(-data.batch_size // prompts),
+    rows=shared_out(prompts, devices),
+    tokens=slots,
+    sequences=(),
+    responses=0,
+    slots=slots,
+    comparisons=prompts,
+    lists=prompts,
+    items=images,
+  )
 
-  def array(kind: Any, *sizes: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((lead, *sizes), kind)
 
-  return ImageBatch(
-    mean=array(np.float32, slots, *latent),
-    std=array(np.float32, slots, *latent),
-    prompt=array(np.int32, slots),
-    item=array(np.int32, slots),
-    draw=array(np.int32, slots),
-    sizes=array(np.float32, slots, 6),
-    ref_error=None,
-    context=array(np.float32, texts, _TOKENS, shape.cross_attention_dim),
-    pooled=array(np.float32, texts, _pooled(shape)),
-    slots=Slots(
-      example_id=array(np.int32, slots),
-      valid=array(np.bool_, slots),
-      label=array(np.int32, slots),
-      mismatched=array(np.bool_, slots),
-      last=array(np.int32, slots),
-      score=array(np.float32, slots),
-    ),
-    comparisons=Comparisons(
-      better=array(np.int32, prompts),
-      worse=array(np.int32, prompts),
-      valid=array(np.bool_, prompts),
-      weight=array(np.float32, prompts),
-      preference=array(np.float32, prompts),
-    ),
-    lists=Lists(
-      slot=array(np.int32, prompts, images),
-      valid=array(np.bool_, prompts, images),
-    ),
+def _batch(
+  shape: Shape, definition: Definition, latent: tuple[int, ...]
+) -> ImageBatch:
+  model = definition.config
+  return image_batch_shapes(
+    shape,
+    latent=latent,
+    context=(_TOKENS, model.cross_attention_dim),
+    pooled=_pooled(model),
   )
 
 

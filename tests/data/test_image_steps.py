@@ -1,9 +1,10 @@
 """Which images a step holds, and the arrays of it."""
 
+import jax
 import numpy as np
 import pytest
 
-from jaxpref.data.image_steps import ImageSteps
+from jaxpref.data.image_steps import ImageSteps, image_batch_shapes
 from jaxpref.data.images import Latent, PreparedImages, Text, fit_square
 from jaxpref.data.order import one_source
 from jaxpref.errors import UserError
@@ -68,6 +69,15 @@ def test_every_image_comes_once_with_its_own_text(images):
   assert sorted(seen) == list(range(13))
   assert sum(steps.amounts(steps[n])["images"] for n in range(2)) == 13
   assert sum(steps.amounts(steps[n])["pairs"] for n in range(2)) == 8
+
+
+def test_shapes_of_a_batch(images):
+  steps = _steps(images)
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), steps[0]
+  )
+  told = {"latent": (2, 2, 4), "context": (3, 5), "pooled": 2}
+  assert image_batch_shapes(steps.shape, **told) == shapes
 
 
 def test_padding_is_a_copy_of_a_real_image(images):

@@ -82,7 +82,6 @@ def _batch(groups=((0, 1), (2, 3)), padding=1):
       valid=valid,
       label=np.full(count, -1, np.int32),
       mismatched=np.zeros(count, bool),
-      last=np.zeros(count, np.int32),
       score=f32(-item),
     ),
     comparisons=Comparisons(

@@ -97,7 +97,7 @@ def test_rewards_are_those_of_single_sequences(
     np.testing.assert_allclose(found, plain[here], atol=1e-5)
   # Merged, a slot's token is that of its own micro-batch.
   merged, _ = merge_micro_batches(batch, rewards)
-  last = merged.tokens.ravel()[merged.slots.last]
+  last = merged.tokens.ravel()[merged.last]
   ends = [int(few.response(j)[-1]) for here in numbers for j in here]
   np.testing.assert_array_equal(last[np.asarray(merged.slots.valid)], ends)
 

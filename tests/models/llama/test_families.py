@@ -249,7 +249,8 @@ def _row():
     target=target,
     slot=jnp.asarray((responses >= 12)[None], jnp.int32),
     ref_token_logp=None,
-    slots=Slots(none, none > 0, none, none > 0, none, none / 1.0),
+    last=none,
+    slots=Slots(none, none > 0, none, none > 0, none / 1.0),
     comparisons=Comparisons(none, none, none > 0, none / 1.0, none / 1.0),
     lists=Lists(none[None], none[None] > 0),
   )
