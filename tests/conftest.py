@@ -253,6 +253,54 @@ def make_corpus(
   return make
 
 
+@pytest.fixture(scope="session")
+def tiny_arch() -> dict[str, Any]:
+  """A Llama of two layers, with places for all tokens of the corpus."""
+  return {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 1024,
+  }
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_arch: dict[str, Any]) -> Callable[..., Any]:
+  """tiny_run(corpus, {"model": {...}}, ...) -> the config of four steps.
+
+  Each layer is laid over those before it, section by section; a section with
+  a name, such as another loss, replaces the whole one.
+  """
+  from jaxpref import config
+
+  def make(corpus: pathlib.Path, *layers: Mapping[str, Any]) -> config.Config:
+    tree: dict[str, Any] = {
+      "model": {
+        "tokenizer": str(corpus / "tokenizer"),
+        "arch": tiny_arch,
+        "remat": "",
+      },
+      "data": {
+        "path": str(corpus / "comparisons.jsonl"),
+        "batch_size": 4,
+        "max_length": 128,
+        "row_length": 512,
+      },
+      "loss": {"name": "dpo", "beta": 0.5},
+      "optimizer": {"learning_rate": 1e-2, "schedule": "constant"},
+      "train": {"steps": 4},
+      "mesh": {"fsdp": 1},
+      "sample": {"num_prompts": 0},
+    }
+    for layer in layers:
+      for name, section in layer.items():
+        kept = {} if "name" in section else tree.get(name, {})
+        tree[name] = {**kept, **section}
+    return config.build(tree)
+
+  return make
+
+
 @pytest.fixture
 def own_cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   """A cache folder that no other test has written to."""

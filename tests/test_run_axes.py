@@ -8,7 +8,6 @@ import pytest
 import torch
 import transformers
 
-from jaxpref import config
 from jaxpref.errors import UserError
 from jaxpref.fit.metrics import read_metrics
 from jaxpref.models import huggingface
@@ -57,34 +56,14 @@ def write(pairs, tmp_path):
 
 
 @pytest.fixture
-def build(corpus):
-  """build(model={...}, ...) -> the config of a run of four steps."""
-
-  def make(**sections) -> config.Config:
-    arch = {
-      "hidden_size": 16,
-      "num_hidden_layers": 2,
-      "num_attention_heads": 2,
-      "vocab_size": 1024,
-    }
-    tree = {
-      "model": {
-        "tokenizer": str(corpus / "tokenizer"),
-        "arch": arch,
-        "remat": "",
-        "reward_axes": AXES,
-      },
-      "data": {"batch_size": 8, "max_length": 128, "row_length": 512},
-      "loss": {"name": "bradley_terry"},
-      "optimizer": {"learning_rate": 1e-2, "schedule": "constant"},
-      "train": {"steps": 4},
-      "mesh": {"fsdp": 1},
-    }
-    for name, section in sections.items():
-      tree[name] = {**tree.get(name, {}), **section}
-    return config.build(tree)
-
-  return make
+def build(tiny_run, corpus):
+  """build(data={"path": ...}, ...) -> the config of a run of four steps."""
+  own = {
+    "model": {"reward_axes": AXES},
+    "data": {"path": "", "batch_size": 8},
+    "loss": {"name": "bradley_terry"},
+  }
+  return lambda **sections: tiny_run(corpus, own, sections)
 
 
 @pytest.mark.parametrize("loss", ["bradley_terry", "reward_mse_axes"])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxpref import config
 from jaxpref.errors import UserError
 from jaxpref.fit import reference
 from jaxpref.fit.metrics import read_metrics
@@ -27,38 +26,12 @@ def corpus(make_corpus):
 
 
 @pytest.fixture
-def build(corpus):
+def build(tiny_run, corpus):
   """build(lora, model={...}, ...) -> the config of a run of four steps."""
 
-  def make(lora, **sections) -> config.Config:
-    arch = {
-      "hidden_size": 16,
-      "num_hidden_layers": 2,
-      "num_attention_heads": 2,
-      "vocab_size": 1024,
-    }
-    tree = {
-      "model": {
-        "tokenizer": str(corpus / "tokenizer"),
-        "arch": arch,
-        "remat": "",
-        "lora": lora,
-      },
-      "data": {
-        "path": str(corpus / "comparisons.jsonl"),
-        "batch_size": 4,
-        "max_length": 128,
-        "row_length": 512,
-      },
-      "loss": {"name": "dpo", "beta": 0.5},
-      "optimizer": {"learning_rate": 3e-2, "schedule": "constant"},
-      "train": {"steps": 4},
-      "mesh": {"fsdp": 1},
-      "sample": {"num_prompts": 0},
-    }
-    for name, section in sections.items():
-      tree[name] = {**tree.get(name, {}), **section}
-    return config.build(tree)
+  def make(lora, **sections):
+    own = {"model": {"lora": lora}, "optimizer": {"learning_rate": 3e-2}}
+    return tiny_run(corpus, own, sections)
 
   return make
 

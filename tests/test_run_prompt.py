@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxpref import config
 from jaxpref.errors import UserError
 from jaxpref.fit import reference
 from jaxpref.fit.metrics import read_metrics
@@ -29,40 +28,16 @@ def corpus(make_corpus):
 
 
 @pytest.fixture
-def build(corpus):
+def build(tiny_run, tiny_arch, corpus):
   """build(prompt, model={...}, ...) -> the config of a run of four steps."""
 
-  def make(prompt, **sections) -> config.Config:
-    arch = {
-      "hidden_size": 16,
-      "num_hidden_layers": 2,
-      "num_attention_heads": 2,
-      "vocab_size": 1024,
-      "initializer_range": 0.25,
+  def make(prompt, **sections):
+    arch = {**tiny_arch, "initializer_range": 0.25}
+    own = {
+      "model": {"arch": arch, "prompt": prompt},
+      "optimizer": {"learning_rate": 0.1},
     }
-    tree = {
-      "model": {
-        "tokenizer": str(corpus / "tokenizer"),
-        "arch": arch,
-        "remat": "",
-        "prompt": prompt,
-      },
-      "data": {
-        "path": str(corpus / "comparisons.jsonl"),
-        "batch_size": 4,
-        "max_length": 128,
-        "row_length": 512,
-      },
-      "loss": {"name": "dpo", "beta": 0.5},
-      "optimizer": {"learning_rate": 0.1, "schedule": "constant"},
-      "train": {"steps": 4},
-      "mesh": {"fsdp": 1},
-      "sample": {"num_prompts": 0},
-    }
-    for name, section in sections.items():
-      kept = {} if name == "loss" else tree.get(name, {})
-      tree[name] = {**kept, **section}
-    return config.build(tree)
+    return tiny_run(corpus, own, sections)
 
   return make
 

@@ -11,7 +11,6 @@ from safetensors.numpy import load_file
 import torch
 import transformers
 
-from jaxpref import config
 from jaxpref.errors import UserError
 from jaxpref.fit.metrics import read_metrics
 from jaxpref.run import run
@@ -31,38 +30,14 @@ def corpus(make_corpus):
 
 
 @pytest.fixture
-def build(corpus):
+def build(tiny_run, corpus):
   """build(model={...}, ...) -> the config of a run of four steps."""
-
-  def make(**sections) -> config.Config:
-    arch = {
-      "hidden_size": 16,
-      "num_hidden_layers": 2,
-      "num_attention_heads": 2,
-      "vocab_size": 1024,
-    }
-    tree = {
-      "model": {
-        "tokenizer": str(corpus / "tokenizer"),
-        "arch": arch,
-        "remat": "",
-      },
-      "data": {
-        "path": str(corpus / "comparisons.jsonl"),
-        "batch_size": 8,
-        "max_length": 128,
-        "row_length": 512,
-      },
-      "loss": {"name": "bradley_terry"},
-      "optimizer": {"learning_rate": 1e-2, "schedule": "constant"},
-      "train": {"steps": 4},
-      "mesh": {"fsdp": 1},
-    }
-    for name, section in sections.items():
-      tree[name] = {**tree.get(name, {}), **section}
-    return config.build(tree)
-
-  return make
+  own = {
+    "data": {"batch_size": 8},
+    "loss": {"name": "bradley_terry"},
+    "sample": {"num_prompts": 8},  # which no reward model answers
+  }
+  return lambda **sections: tiny_run(corpus, own, sections)
 
 
 def test_it_learns_which_endings_are_preferred(build, tmp_path):

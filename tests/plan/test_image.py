@@ -1,0 +1,68 @@
+"""The planned step on latents, on eight devices of this machine."""
+
+import jax
+import pytest
+
+from jaxpref import config, sharding
+from jaxpref.errors import UserError
+from jaxpref.plan.image import image_job
+from jaxpref.plan.job import measure
+
+_EVERYWHERE = jax.sharding.PartitionSpec()
+
+
+@pytest.fixture
+def build(sdxl_folder):
+  """build(loss={...}, ...) -> a config of eight prompts a step."""
+
+  def make(**sections) -> config.Config:
+    tree = {
+      "model": {"family": "sdxl", "path": str(sdxl_folder), "remat": ""},
+      "data": {"batch_size": 8, "rows_per_device": 2},
+      "loss": {"name": "dpo"},
+    }
+    for name, section in sections.items():
+      tree[name] = {**tree.get(name, {}), **section}
+    return config.build(tree)
+
+  return make
+
+
+def test_a_step_on_eight_devices(build):
+  mesh = sharding.make_mesh(1, 4, 2)
+  job = image_job(build(), mesh)
+  batch = job.batch
+  # Eight images a micro-batch, two of each prompt.
+  assert batch.mean.shape == (2, 8, 8, 8, 4)
+  assert batch.context.shape == (2, 4, 77, 12)
+  assert batch.pooled.shape == (2, 4, 8)
+  assert batch.comparisons.valid.shape == (2, 4)
+  assert batch.mean.sharding.shard_shape(batch.mean.shape)[:2] == (2, 2)
+  assert batch.slots.valid.sharding.spec == _EVERYWHERE
+  assert "2 x 8 latents of 8 x 8, 2 of a prompt. 8 prompts" in job.assumes[0]
+  assert set(job.frozen) == {"reference"}
+  measured = measure(job, mesh)
+  assert measured.chips == 8
+  assert measured.fits
+  assert 0 < measured.useful < measured.computed
+  assert measured.collectives["all-gather"].bytes > 0
+  # Of policy and reference a chip has less than its share along fsdp alone.
+  held = jax.tree.leaves((job.state.params, job.frozen))
+  whole = sum(x.size * x.dtype.itemsize for x in held)
+  assert 0 < measured.memory.parameters < whole / 4
+  assert measured.memory.activations > 0
+
+
+def test_a_list_has_four_images(build):
+  mesh = sharding.make_mesh(2, 2, 1)
+  data = {"rows_per_device": 3}
+  batch = image_job(build(loss={"name": "rank_dpo"}, data=data), mesh).batch
+  assert batch.slots.valid.shape == (3, 12)
+  assert batch.lists.slot.shape == (3, 3, 4)
+  # Three prompts, and a place more, so that each device has as many.
+  assert batch.context.shape[:2] == (3, 4)
+  with pytest.raises(UserError, match=r"A prompt has 4 images.* and 3 fit"):
+    image_job(
+      build(loss={"name": "rank_dpo"}, data=data),
+      sharding.make_mesh(1, 1, 1),
+    )
