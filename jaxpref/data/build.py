@@ -126,11 +126,11 @@ def _records(
   """The records of the rows, and whether rows after it may belong to it."""
   for row in read.read_rows(files):
     tally.rows += 1
-    record = _parse(row, name, tally)
-    if isinstance(record, Refusal):
-      refuse(record)
+    found = _parse(row, name, tally)
+    if isinstance(found, Refusal):
+      refuse(found)
     else:
-      yield record
+      yield from found
 
 
 def _joined(records: Iterator[tuple[Record, bool]]) -> Iterator[Record]:
@@ -150,13 +150,14 @@ def _joined(records: Iterator[tuple[Record, bool]]) -> Iterator[Record]:
 
 def _parse(
   row: read.Row | Refusal, name: str, tally: "Tally"
-) -> tuple[Record, bool] | Refusal:
+) -> list[tuple[Record, bool]] | Refusal:
   if isinstance(row, Refusal):
     return row
   try:
     name = formats.detect(row.values) if name == "auto" else name
     tally.formats[name] += 1
-    return formats.to_record(row, name), formats.FORMATS[name].joins
+    joins = formats.FORMATS[name].joins
+    return [(record, joins) for record in formats.to_records(row, name)]
   except formats.Refused as error:
     return Refusal(row.file, row.number, error.kind, str(error))
 

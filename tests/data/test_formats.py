@@ -20,7 +20,7 @@ def _pair(chosen, rejected, **prompt):
 
 def _parse(values, name="auto"):
   name = formats.detect(values) if name == "auto" else name
-  record = formats.to_record(Row("a.jsonl", 3, values), name)
+  (record,) = formats.to_records(Row("a.jsonl", 3, values), name)
   return name, record
 
 

@@ -29,7 +29,11 @@ def _records(path):
   """(format, record) of each row."""
   rows = list(read_rows(source_files(path)))
   names = [formats.detect(row.values) for row in rows]
-  return [(n, formats.to_record(r, n)) for n, r in zip(names, rows)]
+  return [
+    (name, record)
+    for name, row in zip(names, rows)
+    for record in formats.to_records(row, name)
+  ]
 
 
 def _file(folder, name):
@@ -137,7 +141,8 @@ def test_ranks_and_scores_grow_with_what_they_praise(tmp_path):
 
 def _parse(values):
   name = formats.detect(values)
-  return name, formats.to_record(Row("a.jsonl", 1, values, "s3://b/c"), name)
+  row = Row("a.jsonl", 1, values, "s3://b/c")
+  return name, formats.to_records(row, name)[0]
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,15 @@ def _records(path):
   """(format, record) of each row."""
   rows = list(read_rows(source_files(path)))
   names = [formats.detect(row.values) for row in rows]
-  return [(n, formats.to_record(r, n)) for n, r in zip(names, rows)]
+  return [
+    (name, record)
+    for name, row in zip(names, rows)
+    for record in formats.to_records(row, name)
+  ]
 
 
 PAIR = [USER], [_said("7"), _said("8")], [(0, 1, 1.0)]
+AGAIN = [USER, *_said("8"), schemas.turn("user", "It is even.")]
 # Format, prompt, contents and (better, worse, preference) of each row.
 EXPECTED = {
   "ultrafeedback": [
@@ -78,6 +83,29 @@ EXPECTED = {
       [_said("print(7)"), _said("print(9)")],
       [(0, 1, 1.0)],
     )
+  ],
+  "ultrainteract_sft": [
+    (
+      "ultrainteract_sft",
+      [schemas.turn("user", ASK + "\nprint(8)\nYour answer is wrong.")],
+      [_said("print(7)")],
+      [],
+    )
+  ],
+  "tree": [
+    ("tree", [USER], [_said("7"), _said("8")], [(0, 1, 1.0)]),
+    (
+      "tree",
+      AGAIN,
+      [_said(n) for n in "9563"],
+      [(1, 0, 1.0), (1, 2, 1.0), (3, 0, 1.0), (3, 2, 1.0)],
+    ),
+    (
+      "tree",
+      [*AGAIN, *_said("9"), schemas.turn("user", "Out: 9\nTry 3.")],
+      [_said("11")],
+      [],
+    ),
   ],
   "nemo": [("nemo", [USER], [_said("8"), _said("7")], [])],
   "trl_language_modeling": [("completion", "", ["7 is a prime."], [])],
@@ -149,6 +177,11 @@ def test_votes_labels_and_steps_are_kept(tmp_path):
   assert votes == [[-3, -1, 1], [-1, 0, 1], []]
   labels = [record.responses[0].label for record in read("trl_unpaired")]
   assert labels == [True, False]
+  labels = [
+    [each.label for each in record.responses] for record in read("tree")
+  ]
+  assert labels == [[True, False], [False, True, False, True], [True]]
+  assert read("tree")[2].meta == {"task": "Math_PoT", "dataset": "MATH"}
   (solved,) = read("trl_stepwise")[0].responses
   assert solved.label is False
   assert solved.meta["labels"] == [True, False]
@@ -181,11 +214,19 @@ def test_the_plain_schema_is_the_record_itself():
 def _parse(values):
   name = formats.detect(values)
   row = formats.read.Row("a.jsonl", 1, values)
-  return name, formats.to_record(row, name)
+  return name, formats.to_records(row, name)[0]
 
 
 def _changed(name, **values):
   return {**schemas.ROWS[name][0], **values}
+
+
+def _tried(action, correct=False, **more):
+  return {"action": action, "correct": correct, **more}
+
+
+def _tree(*actions):
+  return {"instruction": ASK, "actions": list(actions)}
 
 
 @pytest.mark.parametrize(
@@ -215,6 +256,25 @@ def _changed(name, **values):
       _changed("ultrainteract", trajectory=[{"from": "gpt", "value": "x"}]),
       "does not end with the user's turn: its last turn is the assistant's",
     ),
+    (_changed("ultrainteract_sft", response=" "), "empty response"),
+    (_changed("tree", instruction=None), "instruction is null"),
+    (_changed("tree", actions=[]), "actions is not a list of 1 or more"),
+    (_tree({"action": "7"}), "no correct: the row has the columns action; it"),
+    (_tree(_tried("7", correct="yes")), "correct is not true or false: it is"),
+    (_tree(_tried("7"), _tried("7", correct=True)), "chosen equals rejected"),
+    (_tree(_tried("8", actions=[_tried("7")])), "no observation: '8' has act"),
+    (
+      _tree(_tried("8", critique=3, actions=[_tried("7")])),
+      "critique is not a text: found int 3",
+    ),
+    (
+      _tree(_tried("8", critique="No.", actions=3)),
+      "actions is not a list of 1 or more: found int 3",
+    ),
+    (
+      _tree(_tried("7", correct=True, actions=[_tried("8")])),
+      "goes on from a correct action: '7' has actions after it; they must",
+    ),
     (_changed("trl_stepwise", labels=[True]), "2 completions and 1 labels"),
     (_changed("trl_stepwise", labels=[1, 0]), "labels are not all true or"),
     ({"messages": [USER]}, "do not end with the assistant's turn"),
@@ -241,6 +301,10 @@ def test_refuses_with_what_was_found(values, reason):
       r"config\.data\.format can be explicit",
     ),
     ({"prompt": "q", "answer": "a"}, "nectar lacks answers"),
+    (
+      {"task": "t", "instruction": "q", "response": "a"},
+      "ultrainteract_sft lacks dataset; ",
+    ),
     ({"context": [], "response1": "a"}, "helpsteer3 lacks response2, overall"),
     ({"prompt": "q"}, "prompts alone hold no answer to learn from"),
   ],

@@ -6,7 +6,7 @@ votes; comparisons of rated answers are made later, by `jaxpref.pair`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import posixpath
 from typing import Any
@@ -14,7 +14,15 @@ from typing import Any
 from jaxpref import config
 from jaxpref.data import columns, read
 from jaxpref.data.columns import Refused
-from jaxpref.data.formats import annotated, images, own, pairs, ranked, single
+from jaxpref.data.formats import (
+  annotated,
+  images,
+  own,
+  pairs,
+  ranked,
+  single,
+  trees,
+)
 from jaxpref.errors import UserError
 from jaxpref.types import Image, Record, Response
 
@@ -25,7 +33,7 @@ __all__ = [
   "check_format",
   "detect",
   "explain",
-  "to_record",
+  "to_records",
 ]
 
 
@@ -35,7 +43,7 @@ class Format:
 
   says: str
   columns: tuple[str, ...]  # that a row has, and may have others
-  parse: Callable[[str, Mapping[str, Any]], Record]
+  parse: Callable[[str, Mapping[str, Any]], Record | Sequence[Record]]
   # Whether the columns alone tell it; else `detect` looks at their values.
   named: bool = True
   joins: bool = False  # rows in a row that share their prompt are one record
@@ -86,6 +94,16 @@ FORMATS = {
     "column completions holds completions of context, each with its rank, 0 "
     "the best",
     ("context", "completions"), ranked.nemo,
+  ),
+  "ultrainteract_sft": Format(
+    "column response is a correct action of task, and instruction all that "
+    "was said before it",
+    ("task", "dataset", "instruction", "response"), trees.ultrainteract_sft,
+  ),
+  "tree": Format(
+    "column actions holds actions {action, correct, observation, critique, "
+    "actions} for instruction; those after an incorrect one are a try again",
+    ("instruction", "actions"), trees.tree,
   ),
   "helpsteer3": Format(
     "columns response1 and response2 answer context; overall_preference says "
@@ -170,19 +188,17 @@ def detect(values: Mapping[str, Any]) -> str:
   raise Refused("unknown columns", _what_lacks(values))
 
 
-def to_record(row: read.Row, name: str) -> Record:
-  """The record of a row that is in the format `name`, one of FORMATS.
+def to_records(row: read.Row, name: str) -> Sequence[Record]:
+  """The record of a row in the format `name`, one of FORMATS; a tree's several.
 
   Raises Refused, saying what was found and what is allowed.
   """
   try:
-    record = FORMATS[name].parse(row.id, row.values)
+    found = FORMATS[name].parse(row.id, row.values)
   except RecursionError:
     raise Refused("nested too deeply") from None
-  if any(isinstance(each.content, Image) for each in record.responses):
-    placed = [_placed(each, row.folder) for each in record.responses]
-    return dataclasses.replace(record, responses=placed)
-  return record
+  records = [found] if isinstance(found, Record) else found
+  return [_with_places(record, row.folder) for record in records]
 
 
 def explain(counts: Mapping[str, int]) -> str:
@@ -192,6 +208,13 @@ def explain(counts: Mapping[str, int]) -> str:
     for name, count in Counter(counts).most_common()
   ]
   return f"data.format is {' and '.join(told) or 'unknown'}."
+
+
+def _with_places(record: Record, folder: str) -> Record:
+  if not any(isinstance(each.content, Image) for each in record.responses):
+    return record
+  placed = [_placed(each, folder) for each in record.responses]
+  return dataclasses.replace(record, responses=placed)
 
 
 def _placed(response: Response, folder: str) -> Response:

@@ -37,6 +37,8 @@ _TYPED = pa.struct(
     "Rationale For Rating": S,
   }
 )
+# Nothing is published so; see jaxpref/data/formats/trees.py.
+_ACTION = {"action": S, "correct": pa.bool_(), "observation": S, "critique": S}
 
 SCHEMAS: dict[str, dict[str, pa.DataType]] = {
   "ultrafeedback": {
@@ -118,6 +120,21 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
     "rejected": S,
     "id": S,
     "parent_id": S,
+  },
+  "ultrainteract_sft": {
+    **dict.fromkeys(("task", "dataset", "instruction", "response"), S),
+    "id": S,
+    "parent_id": S,
+  },
+  "tree": {
+    "id": S,
+    "task": S,
+    "dataset": S,
+    "instruction": S,
+    "actions": listed(
+      **_ACTION,
+      actions=listed(**_ACTION, actions=listed(**_ACTION)),
+    ),
   },
   "nemo": {
     "context": ROLE_CONTENT,
@@ -209,6 +226,10 @@ def _helpsteer2(prompt: str, response: str, *ratings: int) -> dict[str, Any]:
   return {"prompt": prompt, "response": response, **rated}
 
 
+def _action(action: str, correct: bool = False, **more: Any) -> dict[str, Any]:
+  return {"action": action, "correct": correct, **more}
+
+
 _CHAT_PAIR = {
   "chosen": [turn("assistant", "7")],
   "rejected": [turn("assistant", "8")],
@@ -279,6 +300,34 @@ ROWS: dict[str, list[dict[str, Any]]] = {
       "rejected": "print(9)",
       "id": "abc_3_1",
       "parent_id": "abc_3_0",
+    }
+  ],
+  "ultrainteract_sft": [
+    {
+      "task": "Math_PoT",
+      "dataset": "MATH",
+      "instruction": _ASK + "\nprint(8)\nYour answer is wrong.",
+      "response": "print(7)",
+      "id": "abc_3_2",
+      "parent_id": "abc",
+    }
+  ],
+  "tree": [
+    {
+      "id": "abc",
+      "task": "Math_PoT",
+      "dataset": "MATH",
+      "instruction": _ASK,
+      "actions": [
+        _action("7", correct=True),
+        _action("8", critique="It is even.", actions=[
+          _action("9", observation="Out: 9", critique="Try 3.", actions=[
+            _action("11", correct=True)]),
+          _action("5", correct=True),
+          _action("6"),
+          _action("3", correct=True),
+        ]),
+      ],
     }
   ],
   "nemo": [
