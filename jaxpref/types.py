@@ -89,7 +89,8 @@ class Image:
   """An encoded image, not decoded yet; `jaxpref.data.pictures` does that."""
 
   data: bytes = b""  # a PNG, JPEG, WebP …; b"" = it is in the file
-  path: str = ""  # absolute, or a URL; '' = none
+  # Absolute, or a URL; '' = none. Beside data, what messages call it.
+  path: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -159,7 +159,8 @@ def _parse(
     joins = formats.FORMATS[name].joins
     return [(record, joins) for record in formats.to_records(row, name)]
   except formats.Refused as error:
-    return Refusal(row.file, row.number, error.kind, str(error))
+    reason = f"sample {row.key}: {error}" if row.key else str(error)
+    return Refusal(row.file, row.number, error.kind, reason)
 
 
 def _is_pictured(record: Record) -> bool:

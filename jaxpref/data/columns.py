@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+          ".avif")  # fmt: skip
+"""What names of image files end with."""
+
 
 class Refused(Exception):
   """A row that says nothing usable; `kind` leaves out what was found."""

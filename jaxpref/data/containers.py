@@ -4,7 +4,7 @@ A row that cannot be read is a `Refusal` among the rows, never an exception;
 what else goes wrong is a `Damaged` file.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import gzip
 import io
 import json
@@ -21,6 +21,9 @@ class Row(NamedTuple):
   number: int
   values: dict[str, Any]
   folder: str = ""  # the file's, or its URL: where relative paths begin
+  # Of an archive: what names the row there, and its images by their names.
+  key: str = ""
+  members: Mapping[str, bytes] | None = None
 
   @property
   def id(self) -> str:
@@ -74,7 +77,7 @@ def _parse_lines(name: str, lines: Any) -> Rows:
     if number == 1:
       line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
     if line.strip():
-      yield _parse_json(name, number, line)
+      yield parse_json(name, number, line)
 
 
 def _json(file: Source) -> Rows:
@@ -92,7 +95,9 @@ def _json(file: Source) -> Rows:
     yield _object(file.name, number, values)
 
 
-def _parse_json(name: str, number: int, line: bytes) -> Row | Refusal:
+def parse_json(name: str, number: int, line: bytes) -> Row | Refusal:
+  """The row that is written down as an object, or why there is none."""
+
   def refuse(kind: str, found: Any) -> Refusal:
     return Refusal(name, number, kind, f"{kind}: {found}")
 
@@ -204,7 +209,7 @@ def _array_record(file: Source) -> Rows:
     for start in range(0, count, _ROWS):
       lines = reader.read(start, min(start + _ROWS, count))
       for number, line in enumerate(lines, start + 1):
-        yield _parse_json(file.name, number, line)
+        yield parse_json(file.name, number, line)
   except (ValueError, RuntimeError, IndexError) as error:
     raise Damaged(f"not a whole ArrayRecord file ({error})") from error
 

@@ -146,7 +146,7 @@ def _refusing(kind: str, image: Image) -> Iterator[None]:
 
 
 def _name(image: Image) -> str:
-  if image.path and not image.data:
+  if image.path:
     return image.path
   return f"{len(image.data):,} bytes, {columns.short(image.data[:8])}"
 

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 import pathlib
 
-from jaxpref.data import source
-from jaxpref.data.containers import READERS, Damaged, Refusal, Row, Rows
+from jaxpref.data import containers, source, tars
+from jaxpref.data.containers import Damaged, Refusal, Row, Rows
 from jaxpref.data.source import Source
 from jaxpref.errors import UserError
 
-__all__ = ["Refusal", "Row", "Source", "read_rows", "source_files"]
+__all__ = ["READERS", "Refusal", "Row", "Source", "read_rows", "source_files"]
+
+READERS = {**containers.READERS, ".tar": tars.read_tar}
+"""By what the names of files end with."""
 
 # In a folder .json files mostly describe the data; a path may still name one.
 SUFFIXES = tuple(end for end in READERS if end != ".json")

@@ -198,7 +198,7 @@ def to_records(row: read.Row, name: str) -> Sequence[Record]:
   except RecursionError:
     raise Refused("nested too deeply") from None
   records = [found] if isinstance(found, Record) else found
-  return [_with_places(record, row.folder) for record in records]
+  return [_with_places(record, row) for record in records]
 
 
 def explain(counts: Mapping[str, int]) -> str:
@@ -210,20 +210,36 @@ def explain(counts: Mapping[str, int]) -> str:
   return f"data.format is {' and '.join(told) or 'unknown'}."
 
 
-def _with_places(record: Record, folder: str) -> Record:
+def _with_places(record: Record, row: read.Row) -> Record:
   if not any(isinstance(each.content, Image) for each in record.responses):
     return record
-  placed = [_placed(each, folder) for each in record.responses]
+  placed = [_placed(each, row) for each in record.responses]
   return dataclasses.replace(record, responses=placed)
 
 
-def _placed(response: Response, folder: str) -> Response:
+def _placed(response: Response, row: read.Row) -> Response:
   """With the image's path seen from anywhere, not from the data's folder."""
   image = response.content
   if not isinstance(image, Image) or not image.path or "://" in image.path:
     return response
-  path = posixpath.join(folder, image.path)
-  return dataclasses.replace(response, content=Image(path=path))
+  if row.members is None:
+    placed = Image(path=posixpath.join(row.folder, image.path))
+  else:
+    placed = _member(image.path, row, row.members)
+  return dataclasses.replace(response, content=placed)
+
+
+def _member(path: str, row: read.Row, members: Mapping[str, bytes]) -> Image:
+  """The image that stands beside the row in its archive."""
+  name = path.removeprefix(f"{row.key}.").lower()
+  if name not in members:
+    raise Refused(
+      "image not in its sample",
+      f"{columns.short(path)} is none of the sample's images, "
+      f"{columns.short(', '.join(members) or 'of which there are none')}; a "
+      "column names one by what follows the sample's key, such as 0.png",
+    )
+  return Image(members[name], f"{row.file}/{row.key}.{name}")
 
 
 def _detect_pair(values: Mapping[str, Any]) -> str:

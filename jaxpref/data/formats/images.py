@@ -22,11 +22,7 @@ from jaxpref.data.formats.parts import (
 )
 from jaxpref.types import Comparison, Image, Record
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-            ".avif")  # fmt: skip
-"""What names of image files end with."""
-
-_LONGEST = max(map(len, SUFFIXES))
+_LONGEST = max(map(len, columns.IMAGES))
 
 _LISTS = ("images", "image_path", "image", "file_path", "generations")
 _RANKS = ("ranking", "rank")
@@ -148,7 +144,7 @@ def _looks_like_picture(value: Any) -> bool:
   if not isinstance(value, str):
     return False
   path = value.partition("?")[0] if "://" in value else value
-  if not path[-_LONGEST:].lower().endswith(SUFFIXES):
+  if not path[-_LONGEST:].lower().endswith(columns.IMAGES):
     return False
   # An answer's last word may be the name of a file.
   return not any(each.isspace() for each in value)
