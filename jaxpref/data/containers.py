@@ -11,6 +11,7 @@ import json
 from typing import Any, NamedTuple
 import zlib
 
+from jaxpref.data import tfds
 from jaxpref.data.source import Source
 
 
@@ -196,11 +197,15 @@ def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | Exception]:
 
 
 def _array_record(file: Source) -> Rows:
-  """A JSON object a record."""
+  """A JSON object a record, or what TFDS writes."""
   from array_record.python.array_record_module import ArrayRecordReader
 
   if not file.is_local:
     raise Damaged("not on this machine, where ArrayRecord must be: copy it")
+  try:
+    parse = tfds.row_reader(file.folder)
+  except ValueError as error:
+    raise Damaged(f"described by what cannot be read ({error})") from error
   try:
     reader = ArrayRecordReader(file.path)
     count = reader.num_records()
@@ -209,9 +214,24 @@ def _array_record(file: Source) -> Rows:
     for start in range(0, count, _ROWS):
       lines = reader.read(start, min(start + _ROWS, count))
       for number, line in enumerate(lines, start + 1):
-        yield parse_json(file.name, number, line)
+        if parse:
+          yield _parsed(file.name, number, line, parse)
+        else:
+          yield parse_json(file.name, number, line)
   except (ValueError, RuntimeError, IndexError) as error:
     raise Damaged(f"not a whole ArrayRecord file ({error})") from error
+
+
+def _parsed(
+  name: str, number: int, record: bytes, parse: Callable[[bytes], Any]
+) -> Row | Refusal:
+  try:
+    return Row(name, number, parse(record))
+  except UnicodeDecodeError as error:
+    kind, found = "not UTF-8", f"{error.reason} at byte {error.start + 1}"
+  except ValueError as error:
+    kind, found = "not as features.json says", str(error)
+  return Refusal(name, number, kind, f"{kind}: {found}")
 
 
 _ROWS = 256  # turned into Python objects at a time

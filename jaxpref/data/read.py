@@ -47,5 +47,4 @@ def read_rows(files: Sequence[Source]) -> Iterator[Row | Refusal]:
 
 
 def _reader(file: Source) -> Callable[[Source], Rows]:
-  name = file.name.lower()
-  return next(READERS[end] for end in READERS if name.endswith(end))
+  return next(READERS[end] for end in READERS if file.kind.endswith(end))

@@ -10,12 +10,16 @@ import json
 import os
 import pathlib
 import posixpath
+import re
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from jaxpref.data.tfds import DESCRIBED
 from jaxpref.errors import UserError
+
+_SHARD = re.compile(r"-\d{5,}-of-\d{5,}$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,11 @@ class Source:
     """The absolute path of the folder it is in, or its URL."""
     path = os.path.abspath(self.path) if self.is_local else str(self)
     return posixpath.dirname(path)
+
+  @property
+  def kind(self) -> str:
+    """Its name in lower case, without the number of its shard."""
+    return _SHARD.sub("", self.name.lower())
 
   def open(self) -> Any:
     """The bytes, from the beginning; a context manager."""
@@ -127,7 +136,8 @@ def _file_system(path: str) -> tuple[Any, str]:
 
 def _is_data(path: str, suffixes: Sequence[str]) -> bool:
   name = posixpath.basename(path)
-  return not name.startswith(".") and name.lower().endswith(tuple(suffixes))
+  kind = _SHARD.sub("", name.lower())
+  return not name.startswith(".") and kind.endswith(tuple(suffixes))
 
 
 def _matching(fs: Any, pattern: str) -> list[str]:
@@ -144,7 +154,27 @@ def _in_folder(fs: Any, root: str, suffixes: Sequence[str]) -> list[str]:
     with fs.open(state) as source:
       listed = json.load(source).get("_data_files", [])
     return [posixpath.join(root, each["filename"]) for each in listed]
+  if {posixpath.join(root, name) for name in DESCRIBED} <= {*files}:
+    _check_split(root, files)
   return [each for each in files if _is_data(each, suffixes)]
+
+
+def _check_split(root: str, files: Sequence[str]) -> None:
+  """Of what TFDS wrote one split is read, and only as ArrayRecord."""
+  names = [posixpath.basename(each) for each in files]
+  parts = [_SHARD.sub("", name).rpartition(".") for name in names]
+  splits = sorted({name for name, _, kind in parts if kind == "array_record"})
+  if len(splits) > 1:
+    raise UserError(
+      f"{root} holds the splits {', '.join(splits)} of a TFDS data set. Set "
+      f"data.path to one of them, such as {root}/{splits[0]}.array_record*."
+    )
+  if not splits:
+    raise UserError(
+      f"{root} is a TFDS data set that is not stored as ArrayRecord, the only "
+      "kind that is read. Write it again with tfds.builder(NAME, "
+      "file_format='array_record')."
+    )
 
 
 def _nothing(fs: Any, path: str, root: str, suffixes: Sequence[str]) -> str:
