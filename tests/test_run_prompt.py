@@ -156,7 +156,8 @@ def test_to_go_on_from_virtual_tokens(build, tmp_path):
 
 def test_over_weights_of_a_folder(build, tmp_path):
   """With held-out data and samples, of a quantized base too."""
-  assert run(build({}), tmp_path / "full")
+  # Little trained: large weights round far.
+  assert run(build({}, optimizer={"learning_rate": 0.01}), tmp_path / "full")
   model = {"path": str(tmp_path / "full" / "export"), "arch": {}}
   losses = {}
   for kind in ("float32", "nf4"):

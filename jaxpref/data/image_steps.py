@@ -226,6 +226,7 @@ def image_batch_shapes(
   latent: Sequence[int],
   context: Sequence[int],
   pooled: int,
+  cached: bool,
 ) -> ImageBatch:
   """What `ImageSteps` makes, as a jax.ShapeDtypeStruct for each array.
 
@@ -234,6 +235,7 @@ def image_batch_shapes(
     latent: Y, X and C.
     context: tokens of a text, and their width.
     pooled: entries of a pooled text.
+    cached: whether the reference's errors are among them.
   """
 
   def array(kind: Any, *sizes: int) -> jax.ShapeDtypeStruct:
@@ -246,7 +248,7 @@ def image_batch_shapes(
     item=array(np.int32, shape.slots),
     draw=array(np.int32, shape.slots),
     sizes=array(np.float32, shape.slots, 6),
-    ref_error=None,
+    ref_error=array(np.float32, shape.slots) if cached else None,
     context=array(np.float32, shape.rows, *context),
     pooled=array(np.float32, shape.rows, pooled),
     **compared_shapes(shape),

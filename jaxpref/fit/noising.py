@@ -54,7 +54,7 @@ def noise_images(
   keys, kind = _keys(batch, seed), scheduler.prediction_type
   latent = _draw_latents(batch, keys)
   own = keys.prompt if settings.share_noise else keys.image
-  noise = _normal(_for(own, 1), latent)
+  noise = _normal(_for(own, 1), latent.shape)
   if kind == "flow":
     time = draw_flow_times(_times(keys, settings), shift=scheduler.shift)
     level, timestep = (1.0 - time, time), scheduler.num_train_timesteps * time
@@ -120,16 +120,15 @@ def _for(keys: Key[Array, " slots"], purpose: int) -> Key[Array, " slots"]:
 
 
 def _normal(
-  keys: Key[Array, " slots"], like: Float32[Array, "slots y x c"]
+  keys: Key[Array, " slots"], shape: tuple[int, ...]
 ) -> Float32[Array, "slots y x c"]:
-  draw = lambda key: jax.random.normal(key, like.shape[1:])
-  return jax.vmap(draw)(keys)
+  return jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(keys)
 
 
 def _draw_latents(
   batch: ImageBatch, keys: _Keys
 ) -> Float32[Array, "slots y x c"]:
-  return batch.mean + batch.std * _normal(_for(keys.image, 0), batch.mean)
+  return batch.mean + batch.std * _normal(_for(keys.image, 0), batch.mean.shape)
 
 
 def _draw_level(

@@ -32,7 +32,6 @@ from jaxpref.models.sdxl.scheduler import Scheduler
 from jaxpref.models.source import resolve_model
 from jaxpref.plan.job import Job
 from jaxpref.plan.program import computed_flops
-from jaxpref.types import ImageBatch
 
 _TOKENS = 77  # of CLIP's text encoders
 _FACTOR = 8  # pixels to a latent, of Stable Diffusion's autoencoders
@@ -59,7 +58,13 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   where = state_shardings(mesh, tx, shapes, {"policy": places})
   latent = _latent(settings, definition)
   shape = _step_shape(settings, mesh)
-  batch = _batch(shape, definition, latent)
+  batch = image_batch_shapes(
+    shape,
+    latent=latent,
+    context=(_TOKENS, definition.config.cross_attention_dim),
+    pooled=_pooled(definition.config),
+    cached=settings.reference.mode == "cached",
+  )
   return Job(
     objective=image_objective(definition, settings, Scheduler(), training=True),
     tx=tx,
@@ -89,7 +94,7 @@ def image_flops(
 
   With forward cost F, training all weights takes 3 F, and an adapter's factors
   2 F and what they cost themselves, which is left out. A reference that is
-  computed as it goes adds F.
+  computed as it goes adds F. What an inversion (SmPO) takes is left out.
 
   Args:
     settings: with the mode that `with_image_mode` found.
@@ -162,18 +167,6 @@ def _step_shape(settings: config.Config, mesh: jax.sharding.Mesh) -> Shape:
     comparisons=prompts,
     lists=prompts,
     items=images,
-  )
-
-
-def _batch(
-  shape: Shape, definition: Definition, latent: tuple[int, ...]
-) -> ImageBatch:
-  model = definition.config
-  return image_batch_shapes(
-    shape,
-    latent=latent,
-    context=(_TOKENS, model.cross_attention_dim),
-    pooled=_pooled(model),
   )
 
 

@@ -73,11 +73,14 @@ def test_every_image_comes_once_with_its_own_text(images):
 
 def test_shapes_of_a_batch(images):
   steps = _steps(images)
-  shapes = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), steps[0]
-  )
   told = {"latent": (2, 2, 4), "context": (3, 5), "pooled": 2}
-  assert image_batch_shapes(steps.shape, **told) == shapes
+  for cached in (False, True):
+    if cached:
+      steps.ref_error = np.ones((1, len(images.response_lengths)), np.float32)
+    shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), steps[0]
+    )
+    assert image_batch_shapes(steps.shape, cached=cached, **told) == shapes
 
 
 def test_padding_is_a_copy_of_a_real_image(images):

@@ -66,3 +66,21 @@ def test_a_list_has_four_images(build):
       build(loss={"name": "rank_dpo"}, data=data),
       sharding.make_mesh(1, 1, 1),
     )
+
+
+def test_cached_errors_take_the_reference_s_place(build):
+  mesh = sharding.make_mesh(1, 1, 1)
+  job = image_job(build(diffusion={"noise_bank": 2}), mesh)
+  assert job.batch.ref_error.shape == job.batch.slots.valid.shape
+  assert not job.frozen
+  live = image_job(build(), mesh)
+  assert live.batch.ref_error is None
+  assert job.useful_flops == 0.75 * live.useful_flops
+  jax.eval_shape(
+    lambda params, batch, key: job.objective(
+      params, {}, {}, jax.tree.map(lambda x: x[0], batch), key
+    )[0],
+    job.state.params,
+    job.batch,
+    jax.random.key(0),
+  )
