@@ -78,7 +78,7 @@ class Spool:
   def __len__(self) -> int:
     return self._written + len(self._recent)
 
-  def extend(self, values: Iterable[int | float]) -> None:
+  def extend(self, values: Iterable[Any]) -> None:
     self._recent.extend(values)
     if len(self._recent) >= _RECENT:
       self._flush()

@@ -289,7 +289,7 @@ class Table:
     for spool in (*self._columns.values(), *self._scores.values()):
       spool.close()
 
-  def _put(self, **values: Iterable[int | float]) -> None:
+  def _put(self, **values: Iterable[Any]) -> None:
     for name, each in values.items():
       self._columns[name].extend(each)
 

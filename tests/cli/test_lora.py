@@ -56,7 +56,7 @@ def test_exports_load_elsewhere(whole, overrides):
   laid = peft.PeftModel.from_pretrained(_model(base), whole / "adapter")
   adapted = _logits(laid)
   merged = _logits(_model(whole / "export"))
-  # Measured: 4e-5, of logits of up to 12.
+  # Measured: 5e-5, of logits of up to 14.
   np.testing.assert_allclose(merged, adapted, atol=2e-4)
   assert np.abs(adapted - plain).max() > 0.5
   settings = json.loads((whole / "adapter" / "adapter_config.json").read_text())
@@ -107,5 +107,6 @@ def _model(folder):
 
 def _logits(model):
   tokens = np.random.default_rng(0).integers(3, 512, (3, 100))
+  # In float64, so that torch's own rounding is no part of what differs.
   with torch.no_grad():
-    return model.eval()(torch.tensor(tokens)).logits.numpy()
+    return model.eval().double()(torch.tensor(tokens)).logits.numpy()
