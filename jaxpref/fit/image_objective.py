@@ -55,7 +55,7 @@ def image_objective(
 
   def forward(
     trainable: Roles, frozen: Roles, batch: ImageBatch, key: jax.Array
-  ) -> tuple[Array, Array | None]:
+  ) -> tuple[Array, Array | None, Array]:
     policy = overlay(frozen.get("base", {}), trainable["policy"])
     if settings.diffusion.inversion_steps:
       ask = functools.partial(
@@ -75,15 +75,16 @@ def image_objective(
       key if drops else None,
     )
     error = denoising_error(prediction, asked.target)
+    time = asked.timestep / scheduler.num_train_timesteps
     if not needs_reference(loss):
-      return error, None
+      return error, None, time
     if batch.ref_error is not None:
-      return error, 0.5 * (batch.ref_error - error)
+      return error, 0.5 * (batch.ref_error - error), time
     ref = jax.lax.stop_gradient(_reference(definition, frozen, batch, asked))
-    return error, denoising_logratio(prediction, ref, asked.target)
+    return error, denoising_logratio(prediction, ref, asked.target), time
 
   def terms(
-    state: Any, batch: ImageBatch, values: tuple[Array, Array | None]
+    state: Any, batch: ImageBatch, values: tuple[Array, Array | None, Array]
   ) -> tuple[Terms, Any, Terms]:
     views = ImageViews(batch, *values, unit)
     found = {"loss": loss_term(loss, own_options(settings.loss), views)}
@@ -137,18 +138,22 @@ def predict(
 
 
 class ImageViews(Views):
-  """Errors, values and gains of images, by slot and by side of a pair."""
+  """Errors, gains and times of images, by slot and by side of a pair.
+
+  An image's time is its timestep's share of all: near 1 it is mostly noise.
+  """
 
   def __init__(
     self,
     batch: ImageBatch,
     error: Float32[Array, " slots"],
     gain: Float32[Array, " slots"] | None,
+    time: Float32[Array, " slots"],
     unit: losses.Unit,
   ) -> None:
     self.batch: Any = batch
     self.unit = unit
-    self.error, self._gain = error, gain
+    self.error, self._gain, self.time = error, gain, time
 
   @property
   def has_reference(self) -> bool:
@@ -160,9 +165,9 @@ class ImageViews(Views):
     return self.batch.slots.valid if self.unit == "sequence" else super().valid
 
   def slot_values(self, what: str) -> Float32[Array, " slots"]:
-    """error, score, logp = -½ error or logratio, of every slot."""
-    if what == "error":
-      return self.error
+    """error, time, score, logp = -½ error or logratio, of every slot."""
+    if what in ("error", "time"):
+      return self.error if what == "error" else self.time
     if what == "score":
       return self.batch.slots.score
     if what.removeprefix("mean_") == "logp":  # a mean over pixels already
@@ -187,13 +192,14 @@ def _reference(
 def _metrics(views: ImageViews, beta: float) -> Terms:
   """Errors of both sides, and rewards where there is a pair to compare."""
 
-  def mean(x: Array) -> Term:
-    return sum_valid(x.astype(jnp.float32), views.told)
+  def mean(x: Array, where: Array | bool = True) -> Term:
+    return sum_valid(x.astype(jnp.float32), views.told & where)
 
   what = "logratio" if views.has_reference else "logp"
   chosen, rejected = (
     beta * views[f"{side}_{what}"] for side in ("chosen", "rejected")
   )
+  quarter = jnp.floor(4.0 * views["chosen_time"])
   return {
     "error": sum_valid(views.error, views.batch.slots.valid),
     "error/chosen": mean(views["chosen_error"]),
@@ -203,4 +209,9 @@ def _metrics(views: ImageViews, beta: float) -> Terms:
     "rewards/margins": mean(chosen - rejected),
     "rewards/accuracies": mean(chosen > rejected),
     "rewards/ties": mean(chosen == rejected),
+    **{
+      # By how noisy the chosen image was: 1 the least.
+      f"rewards/margins/noise_{n}": mean(chosen - rejected, quarter == n - 1)
+      for n in (1, 2, 3, 4)
+    },
   }

@@ -1,14 +1,19 @@
 """Which curves a report shows."""
 
 from collections.abc import Sequence
+import itertools
 import math
 from typing import Any
 
 from jaxpref.report.charts import Chart, Line
 from jaxpref.report.read import Row, series, starts_tied
 
+_SEEN = "examples/"
+
+_Charts = dict[str, tuple[dict[str, tuple[str, str]], dict[str, Any]]]
+
 # By title: the measures with their names and colours, and Chart's options.
-_CHARTS: dict[str, tuple[dict[str, tuple[str, str]], dict[str, Any]]] = {
+_CHARTS: _Charts = {
   "Loss": ({"loss": ("train", "blue"), "eval/loss": ("held-out", "green")}, {}),
   "Accuracy": ({
     "rewards/accuracies": ("reward, train", "blue"),
@@ -22,6 +27,13 @@ _CHARTS: dict[str, tuple[dict[str, tuple[str, str]], dict[str, Any]]] = {
     "eval/rewards/margins": ("held-out", "green"),
   }, {"zero": True, "help": "reward of the chosen answer minus that of the "
       "rejected one"}),
+  "Reward margin by noise": ({
+    "rewards/margins/noise_1": ("least", "blue"),
+    "rewards/margins/noise_2": ("less", "green"),
+    "rewards/margins/noise_3": ("more", "orange"),
+    "rewards/margins/noise_4": ("most", "violet"),
+  }, {"zero": True, "help": "by the quarter of the model's timesteps that was "
+      "drawn"}),
   "Rewards": ({
     "rewards/chosen": ("chosen", "blue"),
     "rewards/rejected": ("rejected", "orange"),
@@ -78,7 +90,7 @@ def curves(rows: Sequence[Row], loss: str) -> list[Chart]:
     loss: config.loss.name.
   """
   charts = []
-  for title, (measures, options) in _CHARTS.items():
+  for title, (measures, options) in (_CHARTS | _sources(rows)).items():
     lines = [
       Line(*look, points, key.startswith("eval/"), key != "learning_rate")
       for key, look in measures.items()
@@ -91,6 +103,17 @@ def curves(rows: Sequence[Row], loss: str) -> list[Chart]:
     if lines:
       charts.append(Chart(title, lines, **options))
   return charts
+
+
+def _sources(rows: Sequence[Row]) -> _Charts:
+  """A chart of the examples that were seen of each source of a mixture."""
+  names = sorted({key for row in rows for key in row if key.startswith(_SEEN)})
+  colors = itertools.cycle(("blue", "orange", "green", "violet"))
+  looks = {
+    key: (key.removeprefix(_SEEN), color)
+    for key, color in zip(names, colors, strict=False)
+  }
+  return {"Examples seen": (looks, {"zero": True, "help": "of each source"})}
 
 
 def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:

@@ -288,8 +288,8 @@ def test_values_are_those_of_the_losses(unet):
   objective = image_objective(definition, settings, SCHEDULER)
   roles = {"policy": trained}, {"reference": params}
   key = jax.random.key(0)
-  error, gain = objective.forward(*roles, batch, key)
-  terms, _, metrics = objective.terms({}, batch, (error, gain))
+  error, gain, time = objective.forward(*roles, batch, key)
+  terms, _, metrics = objective.terms({}, batch, (error, gain, time))
   expected = losses.rank_dpo(
     gain[batch.lists.slot],
     batch.slots.score[batch.lists.slot],
@@ -298,10 +298,19 @@ def test_values_are_those_of_the_losses(unet):
   )
   assert terms["loss"].count == 2
   np.testing.assert_allclose(terms["loss"].total, expected.sum(), rtol=1e-6)
-  ref, _ = objective.forward({"policy": params}, roles[1], batch, key)
+  ref, *_ = objective.forward({"policy": params}, roles[1], batch, key)
   np.testing.assert_allclose(gain, 0.5 * (ref - error), atol=2e-7)
+  asked = noise_images(batch, SCHEDULER, settings.diffusion, seed=0)
+  np.testing.assert_allclose(time, asked.timestep / 1000.0, rtol=1e-6)
+  margins = [metrics[f"rewards/margins/noise_{n}"] for n in (1, 2, 3, 4)]
+  quarters = [np.array(time)[i] // 0.25 for i in (0, 3)]
+  assert [each.count for each in margins] == [
+    quarters.count(n) for n in range(4)
+  ]
+  whole = sum(each.total for each in margins)
+  np.testing.assert_allclose(whole, metrics["rewards/margins"].total, rtol=1e-5)
   told = metrics["error/chosen"]
   np.testing.assert_allclose(told.total, error[0] + error[3], rtol=1e-6)
   cached = dataclasses.replace(batch, ref_error=ref)
-  _, from_cache = objective.forward(*roles, cached, key)
+  _, from_cache, _ = objective.forward(*roles, cached, key)
   np.testing.assert_allclose(from_cache, gain, atol=2e-7)

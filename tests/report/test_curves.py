@@ -59,3 +59,15 @@ def test_speed_counts_tokens_where_there_are_no_pairs(pairs, shown):
   row = {"step": 1, "pairs_per_second": pairs, "tokens_per_second": 7.0}
   (chart,) = curves([row], "sft")
   assert [line.points for line in chart.lines] == [[(1.0, shown)]]
+
+
+def test_the_sources_of_a_mixture():
+  rows = [
+    {"step": i, "examples/own": 3.0 * i, "examples/hh": 1.0 * i} for i in (1, 2)
+  ]
+  (chart,) = curves(rows, "dpo")
+  assert chart.title == "Examples seen"
+  assert [(line.name, line.points[-1]) for line in chart.lines] == [
+    ("hh", (2.0, 2.0)),
+    ("own", (2.0, 6.0)),
+  ]
