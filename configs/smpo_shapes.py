@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.diffusion = {"drop_caption": 0.1, "inversion_steps": 5}
   config.data = {"batch_size": 16, "rows_per_device": 32, "eval_holdout": 64}
   config.optimizer = {
-    "learning_rate": 1.5e-5,
+    "learning_rate": 2e-5,
     "schedule": "linear",
     "warmup_steps": 10,
   }
