@@ -27,7 +27,7 @@ from jaxpref.files import replacing
 from jaxpref.fit.put import fetch, in_all
 from jaxpref.types import ImageBatch, Params
 
-# Of the mean error. In another batch, 1e-6 was seen in float32 on CPU.
+# Of the mean error. In another program 1e-6 was seen, in float32 on CPU.
 _DRIFT = {"float32": 1e-4, "bfloat16": 0.02}
 _SAVE_SECONDS = 60.0
 _VERSION = 1  # of the keys of noise and timestep, and of what is computed
