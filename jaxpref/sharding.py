@@ -95,8 +95,8 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-  """Pins an activation to its logical axes; a no-op without a mesh."""
-  if jax.sharding.get_abstract_mesh().empty:
+  """Pins an activation to its logical axes; a no-op on a device by itself."""
+  if _by_itself():
     return x
   return jax.lax.with_sharding_constraint(x, spec(axes))
 
@@ -167,8 +167,10 @@ def per_device(
       of the other parts.
     inputs: the logical axes of each of its arguments.
     output: the logical axes of its result, or of each in a tuple of results.
+
+  Within such a function it is the function itself.
   """
-  if jax.sharding.get_abstract_mesh().empty:
+  if _by_itself():
     return function
 
   def is_axes(x: Any) -> bool:
@@ -181,6 +183,12 @@ def per_device(
     out_specs=jax.tree.map(spec, output, is_leaf=is_axes),
     check_vma=False,
   )
+
+
+def _by_itself() -> bool:
+  """Whether a program is one device's own: without a mesh, or `per_device`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.are_all_axes_manual
 
 
 # Below: for inside `per_device`, of a value on each device.

@@ -81,9 +81,11 @@ def make_images(
 ) -> Callable[[Params, Sequence[str], Sequence[int]], np.ndarray]:
   """make_images(...)(params, prompts, numbers) -> images [prompts, Y, X, 3].
 
-  Each device makes one image at a time, whatever the number of prompts. Larger
-  batches would round differently (four at a time: one value of 49,152 by one
-  level), and one image of SDXL's size, with its guidance, fills a device.
+  Each device makes one image at a time, by a program of its own over all of the
+  weights, whatever the number of prompts and of devices. Larger batches would
+  round differently (four at a time: one value of 49,152 by one level), and so
+  would a program that is cut up for a mesh (two values). One image of SDXL's
+  size, with its guidance, fills a device.
 
   Args:
     model: the folder's.
@@ -92,7 +94,7 @@ def make_images(
   Returns: a function of the weights by part, of prompts, and of the images'
   numbers, which with the seed decide all their noise.
   """
-  program = jax.jit(_program(model, recipe))
+  program = jax.jit(_spread(_program(model, recipe)))
   empty, _ = tokenize(model, [recipe.negative_prompt])
   image = None if recipe.image is None else recipe.image[None]
 
@@ -111,6 +113,18 @@ def make_images(
   return make
 
 
+def _spread(program: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """The program on each device, for its own prompts and numbers."""
+
+  def spread(*args: Any) -> jax.Array:
+    own = ((), ("batch",), (), ("batch",), ())
+    made = sharding.per_device(program, own, ("batch",))(*args)
+    # On every device, so that each process can read all of it.
+    return sharding.constrain(made, (None,) * 4)
+
+  return spread
+
+
 def _program(model: ImageModel, recipe: Recipe) -> Callable[..., jax.Array]:
   unet, vae = (model.definitions[name] for name in ("unet", "vae"))
   steps, start = recipe.sampler
@@ -121,7 +135,6 @@ def _program(model: ImageModel, recipe: Recipe) -> Callable[..., jax.Array]:
     size = recipe.height // model.factor, recipe.width // model.factor
     keys = image_keys(recipe.seed, numbers)
     noise, draw = draws(keys, (*size, vae.config.latent_channels))
-    noise = sharding.constrain(noise, ("batch", None, None, None))
     if image is None:
       return start * noise, draw
     autoencoder = bind(vae, params["vae"])
@@ -159,10 +172,9 @@ def _program(model: ImageModel, recipe: Recipe) -> Callable[..., jax.Array]:
     numbers: Int32[Array, " images"],
     image: UInt8[Array, "one y x 3"] | None,
   ) -> UInt8[Array, "images y x 3"]:
-    spread = lambda x: sharding.constrain(x, ("batch", "length"))
     noise, draw = beginning(params, numbers, image)
     latents = denoise(
-      predictor(params, jax.tree.map(spread, ids), empty),
+      predictor(params, ids, empty),
       steps,
       noise,
       prediction=model.scheduler.prediction_type,
@@ -171,8 +183,7 @@ def _program(model: ImageModel, recipe: Recipe) -> Callable[..., jax.Array]:
     autoencoder = bind(vae, params["vae"])
     pixels = autoencoder.decode(autoencoder.unscale(latents))
     whole = jnp.round(127.5 * (jnp.clip(pixels, -1.0, 1.0) + 1.0))
-    # On every device, so that each process can read all of it.
-    return sharding.constrain(whole.astype(jnp.uint8), (None,) * 4)
+    return whole.astype(jnp.uint8)
 
   return program
 
