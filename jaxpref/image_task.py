@@ -169,47 +169,53 @@ def _open_reference(
   test_steps: ImageSteps | None,
 ) -> dict[str, Params]:
   """The frozen parameters by role; cached errors are put into the steps."""
-  whole = definition.base or definition
-  places = sharding.param_shardings(mesh, whole.shapes, whole.axes)
-  path = settings.reference.path if is_other(settings) else ""
-  other = dataclasses.replace(settings.model, path=path)
+  path, lora = settings.reference.path, settings.model.lora.path
+  model = encoder
+  if is_other(settings):
+    named = dataclasses.replace(settings.model, path=path)
+    model = open_image_model(_exact(named))
 
-  def load(model: ImageModel) -> Params:
+  def load(role: str, of: Definition) -> Params:
+    places = sharding.param_shardings(mesh, of.shapes, of.axes)
+    if role == "reference_factors":
+      return load_lora(lora, of, places)
+    found = model if role == "reference" else encoder
     parts = dataclasses.replace(
-      model.pipeline, definitions={**model.definitions, "unet": whole}
+      found.pipeline, definitions={**found.definitions, "unet": of}
     )
     return StoredParts(parts, {"unet": places})["unet"]
 
-  def reference() -> ImageModel:
-    return open_image_model(_exact(other)) if path else encoder
+  roles = image_roles(settings, definition)
+  frozen = {role: load(role, of) for role, of in roles.items()}
+  if settings.reference.mode != "cached":
+    return frozen
+  reference = dataclasses.replace(settings.reference, mode="live")
+  live = image_roles(
+    dataclasses.replace(settings, reference=reference), definition
+  )
 
-  frozen = {
-    role: load(reference() if role == "reference" else encoder)
-    for role in image_roles(settings, definition)
-  }
-  if settings.reference.mode == "cached":
-    model = reference()
-    load_once = functools.cache(lambda: load(model))
-    platform = sharding.current_platform()
-    for part in filter(None, (steps, test_steps)):
-      part.ref_error = cached_errors(
-        part,
-        reference_errors(definition, settings, encoder.scheduler),
-        load_once,
-        functools.partial(put_batch, mesh),
-        dtype=settings.model.dtype,
-        depends={
-          "weights": folder_digest(
-            str(model.pipeline.folder / "unet"), "config.json"
-          ),
-          "scheduler": dataclasses.asdict(encoder.scheduler),
-          "diffusion": dataclasses.asdict(settings.diffusion),
-          "seeds": [settings.train.seed, settings.data.seed],
-          "dtype": settings.model.dtype,
-          "param_dtype": whole.storage,
-          "platform": platform,
-        },
-      )
+  @functools.cache
+  def load_live() -> dict[str, Params]:
+    return frozen | {x: load(x, live[x]) for x in live.keys() - roles.keys()}
+
+  weights = folder_digest(str(model.pipeline.folder / "unet"), "config.json")
+  for part in filter(None, (steps, test_steps)):
+    part.ref_error = cached_errors(
+      part,
+      reference_errors(definition, settings, encoder.scheduler),
+      load_live,
+      functools.partial(put_batch, mesh),
+      dtype=settings.model.dtype,
+      depends={
+        "weights": weights,
+        "adapter": folder_digest(lora) if "reference_factors" in live else "",
+        "scheduler": dataclasses.asdict(encoder.scheduler),
+        "diffusion": dataclasses.asdict(settings.diffusion),
+        "seeds": [settings.train.seed, settings.data.seed],
+        "param_dtype": (definition.base or definition).storage,
+        "platform": sharding.current_platform(),
+      },
+    )
   return frozen
 
 

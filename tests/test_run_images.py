@@ -196,6 +196,31 @@ def test_errors_cached_for_a_bank_of_noise(build, tmp_path, run_killed):
   assert _losses(tmp_path / "again") == _losses(tmp_path / "other")
 
 
+def test_to_go_on_from_an_adapter(build, tmp_path):
+  """The reference is the model with it, or with mode=base without."""
+  assert run(
+    build(model={"lora": {"rank": 2}}, train={"steps": 2}), tmp_path / "first"
+  )
+  model = {"lora": {"path": str(tmp_path / "first" / "adapter")}}
+  first = {}
+  for mode, given in (
+    ("auto", {}),
+    ("cached", {"noise_bank": 1}),
+    ("base", {}),
+  ):
+    settings = build(
+      model=model,
+      reference={"mode": mode},
+      diffusion=given,
+      train={"steps": 2},
+    )
+    assert run(settings, tmp_path / mode)
+    first[mode] = _losses(tmp_path / mode)[0]
+  assert first["auto"] == pytest.approx(math.log(2.0), abs=1e-7)
+  assert abs(first["cached"] - math.log(2.0)) < 500.0 * 1e-6
+  assert abs(first["base"] - math.log(2.0)) > 500.0 * 1e-5
+
+
 def test_eight_devices_do_as_one(build, tmp_path):
   for name, mesh, rows in (
     ("one", {"fsdp": 1}, 16),

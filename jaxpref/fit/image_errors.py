@@ -24,8 +24,9 @@ from jaxpref import config
 from jaxpref.data.image_steps import ImageSteps
 from jaxpref.errors import UserError
 from jaxpref.files import replacing
+from jaxpref.fit.objectives import Roles
 from jaxpref.fit.put import fetch, in_all
-from jaxpref.types import ImageBatch, Params
+from jaxpref.types import ImageBatch
 
 # Of the mean error. In another program 1e-6 was seen, in float32 on CPU.
 _DRIFT = {"float32": 1e-4, "bfloat16": 0.02}
@@ -35,8 +36,8 @@ _VERSION = 1  # of the keys of noise and timestep, and of what is computed
 
 def cached_errors(
   steps: ImageSteps,
-  score: Callable[[Params, ImageBatch], Float32[jax.Array, "micros slots"]],
-  load: Callable[[], Params],
+  score: Callable[[Roles, ImageBatch], Float32[jax.Array, "micros slots"]],
+  load: Callable[[], Roles],
   put: Callable[[ImageBatch], ImageBatch],
   *,
   dtype: str,
@@ -51,7 +52,7 @@ def cached_errors(
   Args:
     steps: the step batches.
     score: the reference's errors of a step.
-    load: gets the reference's weights, if they are needed.
+    load: gets the frozen weights that a live reference has, if needed.
     put: moves a batch to the devices.
     dtype: of the model's activations.
     depends: what the errors depend on beside the encoded images and captions.
@@ -65,6 +66,7 @@ def cached_errors(
     "version": _VERSION,
     "draws": steps.noise_bank,
     "data": steps.data.fingerprint,
+    "dtype": dtype,
     **depends,
   }
   file = _file(told)

@@ -96,22 +96,20 @@ def image_objective(
 
 def reference_errors(
   definition: Definition, settings: config.Config, scheduler: Scheduler
-) -> Callable[[Params, ImageBatch], Float32[Array, "micros slots"]]:
+) -> Callable[[Roles, ImageBatch], Float32[Array, "micros slots"]]:
   """What computes the reference's error of every slot of a step.
 
-  Arguments as those of `image_objective`; the noise is the same as there.
+  Of the frozen models that `image_objective` would have; arguments as there,
+  and so is the noise.
   """
-  whole = definition.base or definition
 
   @jax.jit
-  def score(
-    params: Params, batch: ImageBatch
-  ) -> Float32[Array, "micros slots"]:
+  def score(frozen: Roles, batch: ImageBatch) -> Float32[Array, "micros slots"]:
     def one(part: ImageBatch) -> Float32[Array, " slots"]:
       asked = noise_images(
         part, scheduler, settings.diffusion, settings.train.seed
       )
-      output = predict(whole, params, part, asked.noisy, asked.timestep)
+      output = _reference(definition, frozen, part, asked)
       return denoising_error(output, asked.target)
 
     return jax.lax.map(one, batch)
@@ -179,13 +177,11 @@ class ImageViews(Views):
 def _reference(
   definition: Definition, frozen: Roles, batch: ImageBatch, asked: Noising
 ) -> Array:
+  if "reference_factors" in frozen:
+    laid = overlay(frozen["base"], frozen["reference_factors"])
+    return predict(definition, laid, batch, asked.noisy, asked.timestep)
   whole = definition.base or definition
-  if "reference" in frozen:
-    params = frozen["reference"]
-  elif "reference_factors" in frozen:
-    params = overlay(frozen["base"], frozen["reference_factors"])
-  else:
-    params = frozen["base"]
+  params = frozen["reference" if "reference" in frozen else "base"]
   return predict(whole, params, batch, asked.noisy, asked.timestep)
 
 

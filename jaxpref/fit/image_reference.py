@@ -52,17 +52,24 @@ def with_image_mode(settings: config.Config) -> config.Config:
 def image_roles(
   settings: config.Config, definition: Definition
 ) -> dict[str, Definition]:
-  """The frozen models, by role: an adapter's base, and a live reference.
+  """The frozen models and factors, by role: an adapter's base, the reference.
+
+  Under an adapter that is gone on from, the reference is the base with the
+  adapter as it was, unless reference.path or reference.mode=base say otherwise.
 
   Args:
     settings: with the mode that `with_image_mode` found.
     definition: of the policy.
   """
-  base = definition.base
-  frozen = {"base": base} if base else {}
-  if settings.reference.mode == "live" and (is_other(settings) or not base):
-    frozen["reference"] = base or definition
-  return frozen
+  base, reference = definition.base, settings.reference
+  found = {"base": base} if base else {}
+  if reference.mode != "live":
+    return found
+  if is_other(settings) or not base:
+    return {**found, "reference": base or definition}
+  if settings.model.lora.path and not reference.path:
+    return {**found, "reference_factors": definition}
+  return found
 
 
 def is_other(settings: config.Config) -> bool:
