@@ -1,34 +1,27 @@
 """The reference's log-probs: found on disk, or computed and written there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import functools
-import pathlib
 import time
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from jaxtyping import Float32
 import numpy as np
-from tqdm import tqdm
 
 from jaxpref import config, sharding
 from jaxpref.data.batch import places
 from jaxpref.data.prepared import Prepared
 from jaxpref.data.steps import Steps
-from jaxpref.errors import UserError
 from jaxpref.fit.objectives import score_text
 from jaxpref.fit.put import fetch, in_all
+from jaxpref.fit.reference_pass import SAVE_SECONDS, batches_of, check_drift
 from jaxpref.fit.reference_store import ReferenceStore
 from jaxpref.models.build import Definition
 from jaxpref.ops.attention import resolve_backend
 from jaxpref.types import Params, TextBatch
 
-# Nats a token, on average over a batch. Packed in another way, 1e-8 was seen in
-# float32 and 5e-7 in bfloat16 on CPU; accelerators round more in bfloat16.
-_DRIFT = {"float32": 1e-4, "bfloat16": 0.02}
-_SAVE_SECONDS = 60.0
 _VERSION = 2  # of the values; change it when the same inputs give others
 
 
@@ -96,14 +89,7 @@ class CachedReference:
     """Computes all that is missing; returns all values."""
     epoch = range(self.steps.steps_per_epoch)
     missing = [step for step in epoch if not self._knows(step)]
-    batches = tqdm(
-      self.steps.loader(missing),
-      total=len(missing),
-      desc="reference",
-      unit="step",
-      disable=not missing,
-    )
-    for step, batch in zip(missing, batches, strict=True):
+    for step, batch in batches_of(self.steps, missing):
       self._take(step, self._score(self._load(), self._put(batch)))
     self.write()
     return self.values
@@ -145,7 +131,7 @@ class CachedReference:
       if not self._own[number]:
         self._unsaved.append(number)
         self._own[number] = True
-    if time.monotonic() - self._saved > _SAVE_SECONDS:
+    if time.monotonic() - self._saved > SAVE_SECONDS:
       self.write()
 
   def _by_response(
@@ -172,7 +158,14 @@ class CachedReference:
     logp = self._score(self._load(), self._put(self.steps[step]))
     anew = self._by_response(step, logp)
     stored = {number: self.values[_tokens(data, number)] for number in anew}
-    _check_drift(stored, anew, dtype, self._store.folder)
+    differences = [stored[j] - anew[j] for j in anew]
+    check_drift(
+      float(np.mean(np.abs(np.concatenate(differences)))),
+      dtype,
+      self._store.folder,
+      what="The reference log-probs",
+      unit="nats a token",
+    )
 
 
 def _scorer(
@@ -206,23 +199,3 @@ def _tokens(data: Prepared, response: int) -> slice:
   """Where a response's tokens stand among all response tokens."""
   first = data.first_token[response]
   return slice(first, first + data.response_lengths[response])
-
-
-def _check_drift(
-  stored: Mapping[int, np.ndarray],
-  computed: Mapping[int, np.ndarray],
-  dtype: str,
-  folder: pathlib.Path,
-) -> None:
-  differences = [stored[j] - computed[j] for j in computed]
-  apart = np.mean(np.abs(np.concatenate(differences)))
-  if jax.process_count() > 1:  # each may have found others; all stop, or none
-    apart = np.max(multihost_utils.process_allgather(apart))
-  if not apart <= _DRIFT[dtype]:
-    raise UserError(
-      f"The reference log-probs in {folder} are {apart:.2g} nats a token off "
-      f"what the reference gives now ({_DRIFT[dtype]:g} is the most that "
-      "rounding explains): they were written by another version or machine, "
-      "or damaged. Delete that folder to have them computed anew, or set "
-      "config.reference.mode=live."
-    )

@@ -18,19 +18,15 @@ from jaxtyping import Float32
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 
 from jaxpref import config
 from jaxpref.data.image_steps import ImageSteps
-from jaxpref.errors import UserError
 from jaxpref.files import replacing
 from jaxpref.fit.objectives import Roles
 from jaxpref.fit.put import fetch, in_all
+from jaxpref.fit.reference_pass import SAVE_SECONDS, batches_of, check_drift
 from jaxpref.types import ImageBatch
 
-# Of the mean error. In another program 1e-6 was seen, in float32 on CPU.
-_DRIFT = {"float32": 1e-4, "bfloat16": 0.02}
-_SAVE_SECONDS = 60.0
 _VERSION = 1  # of the keys of noise and timestep, and of what is computed
 
 
@@ -85,19 +81,18 @@ def cached_errors(
   if known.any():
     step = int(np.argmax(known))
     stored, anew = values[places[step]], compute(step, steps[step])
-    _check_drift(stored, anew, dtype, file)
+    check_drift(
+      float(np.mean(np.abs(stored - anew)) / np.mean(np.abs(anew))),
+      dtype,
+      file,
+      what="The reference's errors",
+      unit="of their size",
+    )
   missing = [step for step in range(count) if not known[step]]
-  batches = tqdm(
-    steps.loader(missing),
-    total=len(missing),
-    desc="reference",
-    unit="step",
-    disable=not missing,
-  )
   saved = time.monotonic()
-  for step, batch in zip(missing, batches, strict=True):
+  for step, batch in batches_of(steps, missing):
     values[places[step]] = compute(step, batch)
-    if time.monotonic() - saved > _SAVE_SECONDS:
+    if time.monotonic() - saved > SAVE_SECONDS:
       _write(file, values, told)
       saved = time.monotonic()
   if missing:
@@ -132,18 +127,3 @@ def _write(
   file.parent.mkdir(parents=True, exist_ok=True)
   with replacing(file) as partial:
     save_file({"error": values}, partial, {"depends": json.dumps(told)})
-
-
-def _check_drift(
-  stored: np.ndarray, anew: np.ndarray, dtype: str, file: pathlib.Path
-) -> None:
-  apart = float(np.mean(np.abs(stored - anew)) / np.mean(np.abs(anew)))
-  if in_all(np.array(apart <= _DRIFT[dtype])):  # all stop, or none
-    return
-  raise UserError(
-    f"The reference's errors in {file} are {apart:.2g} of their size off what "
-    f"the reference gives now ({_DRIFT[dtype]:g} is the most that rounding "
-    "explains): they were written by another version or machine, or damaged. "
-    "Delete that file to have them computed anew, or set "
-    "config.reference.mode=live."
-  )

@@ -23,7 +23,7 @@ from jaxpref.models.build import define, init_params
 def cache(tmp_path, monkeypatch):
   monkeypatch.setenv("JAXPREF_CACHE", str(tmp_path))
   # One file a pass, however slow the machine.
-  monkeypatch.setattr(cached_reference, "_SAVE_SECONDS", math.inf)
+  monkeypatch.setattr(cached_reference, "SAVE_SECONDS", math.inf)
   return tmp_path / "reference"
 
 
@@ -163,7 +163,7 @@ def test_values_do_not_depend_on_the_batches(cache, cached, data):
 
 
 def test_a_pass_that_was_killed_goes_on(cache, cached, data, monkeypatch):
-  monkeypatch.setattr(cached_reference, "_SAVE_SECONDS", 0.0)
+  monkeypatch.setattr(cached_reference, "SAVE_SECONDS", 0.0)
   whole = cached(weights="weights 2")
   count = _steps(data).steps_per_epoch
   with pytest.raises(KeyboardInterrupt):
