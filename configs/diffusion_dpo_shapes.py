@@ -16,6 +16,7 @@ authors' 5000 for the 16,384 elements of 512 pixels is one of 0.3.
 """
 
 import pathlib
+from typing import Any
 
 import ml_collections
 
@@ -24,28 +25,17 @@ from jaxpref.files import import_file
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict()
-  config.model = {"family": "sdxl", "remat": ""}
+  config = _base().get_recipe()
   config.loss = {"name": "dpo", "beta": 500.0}
   config.diffusion = {"drop_caption": 0.1}
-  config.data = {"batch_size": 16, "rows_per_device": 32, "eval_holdout": 64}
-  config.optimizer = {
-    "learning_rate": 2e-5,
-    "schedule": "linear",
-    "warmup_steps": 10,
-  }
-  config.train = {"steps": 200}
-  config.sample = {
-    "num_prompts": 6,
-    "per_prompt": 16,
-    "steps": 20,
-    "guidance": 1.0,
-  }
-  config.score = {"rater": "red"}
   return config
 
 
 def make_inputs(config: Config, workdir: pathlib.Path) -> Config | None:
   """Draws the pairs, and trains the base where none is given; each once."""
+  return _base().prefer_red(config, workdir)
+
+
+def _base() -> Any:
   path = str(pathlib.Path(__file__).with_name("shapes_base.py"))
-  return import_file(path, path, "prefer_red").prefer_red(config, workdir)
+  return import_file(path, path, "prefer_red")

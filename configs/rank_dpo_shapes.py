@@ -12,6 +12,7 @@ docs/certificates.md tells what three seeds came to, beside Diffusion-DPO.
 """
 
 import pathlib
+from typing import Any
 
 import ml_collections
 
@@ -20,28 +21,19 @@ from jaxpref.files import import_file
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict()
-  config.model = {"family": "sdxl", "remat": ""}
+  config = _base().get_recipe()
   config.loss = {"name": "rank_dpo", "beta": 500.0}
   config.diffusion = {"drop_caption": 0.1, "share_noise": False}
-  config.data = {"batch_size": 8, "rows_per_device": 32, "eval_holdout": 32}
-  config.optimizer = {
-    "learning_rate": 2e-5,
-    "schedule": "linear",
-    "warmup_steps": 10,
-  }
-  config.train = {"steps": 200}
-  config.sample = {
-    "num_prompts": 6,
-    "per_prompt": 16,
-    "steps": 20,
-    "guidance": 1.0,
-  }
-  config.score = {"rater": "red"}
+  config.data.batch_size = 8  # lists of four: as many images
+  config.data.eval_holdout = 32
   return config
 
 
 def make_inputs(config: Config, workdir: pathlib.Path) -> Config | None:
   """Draws the lists, and trains the base where none is given; each once."""
+  return _base().rank_red(config, workdir)
+
+
+def _base() -> Any:
   path = str(pathlib.Path(__file__).with_name("shapes_base.py"))
-  return import_file(path, path, "rank_red").rank_red(config, workdir)
+  return import_file(path, path, "prefer_red")

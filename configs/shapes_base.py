@@ -60,6 +60,27 @@ def get_config() -> ml_collections.ConfigDict:
   return config
 
 
+def get_recipe() -> ml_collections.ConfigDict:
+  """What the configs that train this model on preferences have in common."""
+  config = ml_collections.ConfigDict()
+  config.model = {"family": "sdxl", "remat": ""}
+  config.data = {"batch_size": 16, "rows_per_device": 32, "eval_holdout": 64}
+  config.optimizer = {
+    "learning_rate": 2e-5,
+    "schedule": "linear",
+    "warmup_steps": 10,
+  }
+  config.train = {"steps": 200}
+  config.sample = {
+    "num_prompts": 6,
+    "per_prompt": 16,
+    "steps": 20,
+    "guidance": 1.0,
+  }
+  config.score = {"rater": "red"}
+  return config
+
+
 def make_inputs(
   config: settings.Config, workdir: pathlib.Path
 ) -> settings.Config:

@@ -12,6 +12,7 @@ docs/certificates.md tells what three seeds came to, beside Diffusion-DPO.
 """
 
 import pathlib
+from typing import Any
 
 import ml_collections
 
@@ -20,30 +21,19 @@ from jaxpref.files import import_file
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict()
-  config.model = {"family": "sdxl", "remat": ""}
+  config = _base().get_recipe()
   # The range of redness over the images: half of the pairs pull at most 0.65
   # times as hard as in Diffusion-DPO, a tenth 1.75 times and more.
   config.loss = {"name": "smpo", "beta": 500.0, "score_range": 0.414}
   config.diffusion = {"drop_caption": 0.1, "inversion_steps": 5}
-  config.data = {"batch_size": 16, "rows_per_device": 32, "eval_holdout": 64}
-  config.optimizer = {
-    "learning_rate": 2e-5,
-    "schedule": "linear",
-    "warmup_steps": 10,
-  }
-  config.train = {"steps": 200}
-  config.sample = {
-    "num_prompts": 6,
-    "per_prompt": 16,
-    "steps": 20,
-    "guidance": 1.0,
-  }
-  config.score = {"rater": "red"}
   return config
 
 
 def make_inputs(config: Config, workdir: pathlib.Path) -> Config | None:
   """Draws the pairs, and trains the base where none is given; each once."""
+  return _base().prefer_red(config, workdir)
+
+
+def _base() -> Any:
   path = str(pathlib.Path(__file__).with_name("shapes_base.py"))
-  return import_file(path, path, "prefer_red").prefer_red(config, workdir)
+  return import_file(path, path, "prefer_red")
