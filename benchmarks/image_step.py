@@ -21,11 +21,11 @@ import itertools
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
+
+from sides import in_process
 
 RANK, BETA, RATE, SIDE = 8, 500.0, 1e-5, 64
 
@@ -230,13 +230,9 @@ def _rates(ticks: list[float], flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _in_process(side: str, flags: argparse.Namespace) -> dict[str, Any]:
-  command = [sys.executable, __file__, "--side", side]
-  for name in ("tokenizer", "folder", "batch", "steps"):
-    command += [f"--{name}", str(getattr(flags, name))]
-  out = subprocess.run(command, capture_output=True, text=True, check=False)
-  if out.returncode:
-    raise SystemExit(out.stderr[-4000:])
-  return json.loads(out.stdout.splitlines()[-1])
+  return in_process(
+    __file__, side, flags, ("tokenizer", "folder", "batch", "steps")
+  )
 
 
 def _parse() -> argparse.Namespace:

@@ -23,11 +23,11 @@ import json
 import os
 import pathlib
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
+
+from sides import in_process
 
 MAX_LENGTH = 1024
 
@@ -159,13 +159,7 @@ def _write(path: pathlib.Path, lines: Iterator[str]) -> None:
 
 
 def _in_process(side: str, flags: argparse.Namespace) -> dict[str, Any]:
-  command = [sys.executable, __file__, "--side", side]
-  for name in ("tokenizer", "folder", "processes"):
-    command += [f"--{name}", str(getattr(flags, name))]
-  out = subprocess.run(command, capture_output=True, text=True, check=False)
-  if out.returncode:
-    raise SystemExit(out.stderr[-4000:])
-  return json.loads(out.stdout.splitlines()[-1])
+  return in_process(__file__, side, flags, ("tokenizer", "folder", "processes"))
 
 
 def _parse() -> argparse.Namespace:

@@ -25,32 +25,21 @@ def corpus(make_corpus):
 
 
 @pytest.fixture
-def build(corpus):
+def build(corpus, tiny_run):
   """build({"data.seed": 1}) -> the config of a run of two steps."""
 
   def make(given=None) -> config.Config:
     arch = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tree = {
-      "model": {
-        "tokenizer": str(corpus / "tokenizer"),
-        "arch": arch,
-        "remat": "",
-      },
-      "data": {
-        "path": str(corpus / "comparisons.jsonl"),
-        "batch_size": 4,
-        "max_length": 128,
-        "row_length": 512,
-      },
+    own = {
+      "model": {"arch": arch},
       "loss": {"name": "dpo", "beta": 0.1},
+      "optimizer": {"learning_rate": 1e-6, "schedule": "linear"},
       "train": {"steps": 2},
-      "mesh": {"fsdp": 1},
-      "sample": {"num_prompts": 0},
     }
     for key, value in (given or {}).items():
       section, name = key.split(".")
-      tree.setdefault(section, {})[name] = value
-    return config.build(tree)
+      own.setdefault(section, {})[name] = value
+    return tiny_run(corpus, own)
 
   return make
 
