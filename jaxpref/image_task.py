@@ -112,11 +112,6 @@ def _exact(settings: config.Model) -> config.Model:
 
 
 def _check_noise(settings: config.Diffusion, model: ImageModel) -> None:
-  if settings.noise_bank < 0:
-    raise UserError(
-      f"config.diffusion.noise_bank is {settings.noise_bank}; it must be at "
-      "least 0, which is for other noise each time."
-    )
   _check_inversion(settings, model)
   last = model.scheduler.num_train_timesteps - 1
   outside = [each for each in settings.timesteps if not 0 <= each <= last]
@@ -129,10 +124,9 @@ def _check_noise(settings: config.Diffusion, model: ImageModel) -> None:
 
 def _check_inversion(settings: config.Diffusion, model: ImageModel) -> None:
   steps, scheduler = settings.inversion_steps, model.scheduler
-  if not 0 <= steps <= scheduler.num_train_timesteps:
+  if steps > scheduler.num_train_timesteps:
     raise UserError(
-      f"config.diffusion.inversion_steps is {steps}; it must be at least 0, "
-      "which is for random noise, and at most "
+      f"config.diffusion.inversion_steps is {steps}; it must be at most "
       f"{scheduler.num_train_timesteps}, the model's timesteps."
     )
   if steps and scheduler.prediction_type == "flow":
