@@ -19,6 +19,8 @@ rate and batch size are those that others report of it.
 `--config.data.curriculum.refresh=False` keeps the first reference, and
 `--config.data.curriculum.per_prompt=False` cuts all comparisons by how far
 apart their scores are, instead of each prompt's.
+`--config.data.curriculum.criterion=logp_gap` takes the log-probs of FOLDER in
+place of the scores.
 """
 
 import ml_collections

@@ -98,7 +98,9 @@ class Source:
 class Curriculum:
   """Comparisons from easy to hard; see jaxpref/data/curriculum.py."""
 
-  criterion: str = ""  # score_gap | length | FILE.py:FUNCTION; '' = off
+  # score_gap | logp_gap | length | FILE.py:FUNCTION; '' = off
+  criterion: str = ""
+  model: str = ""  # whose log-probs logp_gap takes; '' = the reference's
   stages: int = 1  # runs in a row, each on harder ones; 1 = an order within one
   stage: int = -1  # only this one, from 0; -1 = all
   per_prompt: bool = False  # cut each prompt's comparisons; else all together
@@ -239,8 +241,8 @@ class Config:
 
 PATHS = (
   "model.path", "model.tokenizer", "model.lora.path", "model.prompt.path",
-  "reference.path", "data.path", "data.eval_path", "sample.prompts",
-  "sample.image",
+  "reference.path", "data.path", "data.eval_path", "data.curriculum.model",
+  "sample.prompts", "sample.image",
 )  # fmt: skip
 
 

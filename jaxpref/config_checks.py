@@ -68,6 +68,20 @@ def check_curriculum(config: Any) -> None:
       "nothing is ordered. Set config.data.curriculum.criterion, for example "
       "to score_gap."
     )
+  if given.model and given.criterion != "logp_gap":
+    raise UserError(
+      f"config.data.curriculum.model is {given.model!r}, and the criterion "
+      f"{given.criterion!r} asks no model. Set it to '', or the criterion to "
+      "logp_gap."
+    )
+  whose = given.model or config.reference.path or config.model.path
+  if given.stages > 1 and given.criterion == "logp_gap" and not whose:
+    raise UserError(
+      "config.data.curriculum orders the comparisons of all stages by the "
+      "log-probs of the model before training, and config.model.path is empty: "
+      "random weights are kept nowhere. Give a folder there, or in "
+      "config.data.curriculum.model."
+    )
   if given.stages > 1 and config.model.lora.path:
     raise UserError(
       "config.model.lora.path names an adapter to start from, and each stage "

@@ -1,5 +1,6 @@
 """A run of a language or reward model: on packed text."""
 
+from collections.abc import Callable
 import functools
 import pathlib
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from jaxpref import config, sharding
 from jaxpref.data import tokenizer as tokenizers
+from jaxpref.data.curriculum import LogProbs
 from jaxpref.data.prepared import Prepared, prepare
 from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
@@ -17,7 +19,7 @@ from jaxpref.fit.flops import step_flops
 from jaxpref.fit.loss import find_loss, rated_axes, trains_rewards
 from jaxpref.fit.preview import Preview
 from jaxpref.fit.put import put_batch
-from jaxpref.fit.reference import open_reference, with_mode
+from jaxpref.fit.reference import open_reference, response_logp, with_mode
 from jaxpref.fit.task import Task
 from jaxpref.fit.usable import kept_responses
 from jaxpref.hosts import say
@@ -45,24 +47,33 @@ def text_task(
     if rewards
     else ()
   )
-  train, test = read_examples(
-    settings, lambda data, path: prepare(data, path, folder), axes
-  )
-  if "fit" not in settings.stages:
-    return None
-  source = open_source(
+  open_model = functools.partial(
+    open_source,
     settings.model,
     seed=settings.train.seed,
     tokenizer=tokenizer,
     rewards=rewards,
   )
+  put = functools.partial(put_batch, mesh)
+
+  def logp(data: Prepared) -> np.ndarray:
+    """Of each response, before training."""
+    steps = _step_maker(settings, mesh)(data)
+    return response_logp(settings, open_model(), mesh, steps, put)
+
+  log_probs = None if rewards else logp
+  train, test = read_examples(
+    settings, lambda data, path: prepare(data, path, folder), axes, log_probs
+  )
+  if "fit" not in settings.stages:
+    return None
+  source = open_model()
   _check_suits(source, train, test)
   definition = source.definition
-  steps, test_steps = _make_steps(settings, train, test, mesh)
+  steps, test_steps = _make_steps(settings, train, test, mesh, log_probs)
   settings = with_mode(settings, steps.see_all)
   stops_at = eos_ids(source, tokenizer)
   samples = Preview(settings.sample, settings.score, tokenizer, stops_at, test)
-  put = functools.partial(put_batch, mesh)
 
   def preview(number: int, params: Params) -> dict[str, float]:
     if rewards:  # those write no text
@@ -145,19 +156,10 @@ def _make_steps(
   train: Prepared,
   test: Prepared | None,
   mesh: jax.sharding.Mesh,
+  log_probs: LogProbs | None,
 ) -> tuple[Steps, Steps | None]:
-  data, loss = settings.data, find_loss(settings.loss)
-  devices = mesh.shape["data"] * mesh.shape["fsdp"]
-  make = functools.partial(
-    Steps,
-    batch_size=data.batch_size,
-    rows=data.rows_per_device * devices,
-    row_length=data.row_length,
-    share_prompts=data.share_prompts,
-    buckets=data.buckets,
-    prefix=settings.model.prompt.length,
-  )
-  order, num_steps = order_examples(settings, train)
+  loss, make = find_loss(settings.loss), _step_maker(settings, mesh)
+  order, num_steps = order_examples(settings, train, log_probs)
   steps = make(
     train,
     kept=kept_responses(train, loss),
@@ -166,6 +168,22 @@ def _make_steps(
   )
   _tell_of_empty_rows(steps)
   return steps, make(test, kept=kept_responses(test, loss)) if test else None
+
+
+def _step_maker(
+  settings: config.Config, mesh: jax.sharding.Mesh
+) -> Callable[..., Steps]:
+  data = settings.data
+  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  return functools.partial(
+    Steps,
+    batch_size=data.batch_size,
+    rows=data.rows_per_device * devices,
+    row_length=data.row_length,
+    share_prompts=data.share_prompts,
+    buckets=data.buckets,
+    prefix=settings.model.prompt.length,
+  )
 
 
 def _tell_of_empty_rows(steps: Steps) -> None:

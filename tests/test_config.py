@@ -229,7 +229,7 @@ def test_every_field_can_be_set(key):
   needed = {  # what is off without a key of its own
     "model.lora": {"model": {"lora": {"rank": 4}}},
     "data.curriculum": {
-      "data": {"curriculum": {"criterion": "length", "stages": 3}},
+      "data": {"curriculum": {"criterion": "logp_gap", "stages": 3}},
       "model": {"path": "x"},
     },
   }.get(section, {})

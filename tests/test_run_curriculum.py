@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -99,6 +100,48 @@ def test_stages(build, run_killed, tmp_path, capsys):
   assert run(config.build(tree), tmp_path / "stale")
   first, _ = read_metrics(tmp_path / "stale")
   assert abs(first["loss"] - math.log(2.0)) > 1e-3
+
+
+def test_a_curriculum_by_log_probs(build, tmp_path, capsys):
+  """Of the model before training, in the second stage as in the first.
+
+  At a learning rate of 0 each stage logs the mean log-probs that cut it.
+  """
+  tree = config.to_dict(build(loss="sft"))
+  del tree["data"]["curriculum"], tree["pair"]
+  assert run(config.build(tree), tmp_path / "base")
+  base = str(tmp_path / "base/export")
+  tree = config.to_dict(build())
+  tree["data"]["curriculum"] |= {"criterion": "logp_gap", "per_prompt": False}
+  tree["model"] |= {"path": base, "arch": {}}
+  tree["optimizer"] = {"learning_rate": 0.0}
+  tree["data"]["batch_size"] = 8
+  capsys.readouterr()
+  assert run(config.build(tree), tmp_path / "run")
+  said = capsys.readouterr().out
+  told = [re.search(f"Stage {k} .*from (.*) to (.*) \\(", said) for k in (0, 1)]
+  ranges = [[float(x) for x in each.groups()] for each in told]
+  (low, cut), (above, high) = ranges
+  assert low < cut <= above < high
+  for stage, (least, most) in zip(STAGES, ranges, strict=True):
+    (line,) = read_metrics(tmp_path / "run" / stage)
+    gap = line["logps/rejected"] - line["logps/chosen"]
+    assert least <= gap <= most
+
+  # By the model that is trained until then, stages would be cut otherwise.
+  again = go_on_from(stage_settings(config.build(tree), 1), tmp_path / "other")
+  assert again.data.curriculum.model == base
+
+
+def test_log_probs_that_there_are_none_of(build, tmp_path):
+  asked = {"criterion": "logp_gap"}
+  with pytest.raises(UserError, match="random weights are kept nowhere"):
+    build(asked)
+  with pytest.raises(UserError, match="only a language model gives"):
+    run(build(asked | {"stages": 1}, loss="bradley_terry"), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+  with pytest.raises(UserError, match="asks no model"):
+    build({"model": "some"})
 
 
 def test_a_loss_without_comparisons(build, tmp_path):

@@ -1,6 +1,8 @@
 """Curricula: comparisons from easy to hard, by named criteria.
 
     score_gap  the nearer the scores of the two, the harder
+    logp_gap   the less likely the better one is beside the worse to the
+               reference before training, by their log-probs, the harder
     length     the longer the prompt with the longer response, the harder
 
 or FILE.py:FUNCTION, a function of the examples, each with one comparison,
@@ -15,6 +17,7 @@ parts of one size.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
@@ -26,19 +29,26 @@ from jaxpref.files import import_file
 
 Criterion = Callable[[Prepared], np.ndarray]
 
+# The log-probability of each response, in nats; there is none of images, nor
+# by reward models.
+LogProbs = Callable[[Prepared], np.ndarray]
 
-def difficulty(data: Prepared, name: str) -> np.ndarray:
+
+def difficulty(
+  data: Prepared, name: str, log_probs: LogProbs | None = None
+) -> np.ndarray:
   """How hard the comparison of each example is; larger is harder.
 
   Args:
     data: with one comparison an example; see `Prepared.by_comparison`.
     name: see above.
+    log_probs: for logp_gap.
 
   Raises UserError for a criterion that is not known, gives no number for each
   comparison, or tells none of them apart.
   """
   try:
-    values = np.asarray(_find(name)(data))
+    values = np.asarray(_find(name, log_probs)(data))
   except UserError:
     raise
   except Exception as error:  # whatever a user's function does
@@ -62,7 +72,7 @@ def difficulty(data: Prepared, name: str) -> np.ndarray:
     raise UserError(
       f"config.data.curriculum.criterion={name} gives all comparisons the same "
       f"difficulty, {values[0]:g}. Choose a criterion that tells them apart"
-      f" ({', '.join(_CRITERIA)}, or FILE.py:FUNCTION)."
+      f" ({', '.join(CRITERIA)}, or FILE.py:FUNCTION)."
     )
   return values.astype(np.float64)
 
@@ -97,13 +107,15 @@ def split(
 
 
 def take_stage(
-  data: Prepared, settings: config.Curriculum
+  data: Prepared,
+  settings: config.Curriculum,
+  log_probs: LogProbs | None = None,
 ) -> tuple[Prepared, str]:
   """The examples of `settings.stage`, and a line that says what they are.
 
   Raises UserError where it has none.
   """
-  hard = difficulty(data, settings.criterion)
+  hard = difficulty(data, settings.criterion, log_probs)
   _, prompts = np.unique(data.ids, return_inverse=True)
   stages = split(hard, prompts, settings.stages, per_prompt=settings.per_prompt)
   here = np.flatnonzero(stages == settings.stage)
@@ -132,18 +144,27 @@ def go_on_from(settings: config.Config, export: pathlib.Path) -> config.Config:
   """The settings with the weights that a stage has trained.
 
   The next one's reference is the same, unless `refresh` is off: then it is
-  what it was in the first.
+  what it was in the first. So is the model whose log-probs cut the stages: by
+  another's, a comparison could be in two of them or in none.
   """
   old, reference = settings.model, settings.reference
+  curriculum = settings.data.curriculum
+  if curriculum.criterion == "logp_gap" and not curriculum.model:
+    whose = reference.path or old.path
+    curriculum = dataclasses.replace(curriculum, model=whose)
   model = dataclasses.replace(
     old,
     path=str(export),
     arch={},
     tokenizer=old.tokenizer or old.path,
   )
-  kept = "" if settings.data.curriculum.refresh else reference.path or old.path
-  reference = dataclasses.replace(reference, path=kept)
-  return dataclasses.replace(settings, model=model, reference=reference)
+  kept = "" if curriculum.refresh else reference.path or old.path
+  return dataclasses.replace(
+    settings,
+    model=model,
+    reference=dataclasses.replace(reference, path=kept),
+    data=dataclasses.replace(settings.data, curriculum=curriculum),
+  )
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -152,15 +173,17 @@ def _ranks(values: np.ndarray) -> np.ndarray:
   return ranks
 
 
-def _find(name: str) -> Criterion:
+def _find(name: str, log_probs: LogProbs | None) -> Criterion:
   path, _, function = name.rpartition(":")
+  if name == "logp_gap":
+    return functools.partial(_logp_gap, log_probs)
   if not path:
-    if name not in _CRITERIA:
+    if name not in CRITERIA:
       raise UserError(
         f"config.data.curriculum.criterion is {name!r}. "
-        f"{nearest(name, _CRITERIA)} Or name a function, as FILE.py:FUNCTION."
+        f"{nearest(name, CRITERIA)} Or name a function, as FILE.py:FUNCTION."
       )
-    return _CRITERIA[name]
+    return _OF_DATA[name]
   told = f"config.data.curriculum.criterion={name}"
   return getattr(import_file(path, told, function), function)
 
@@ -174,4 +197,15 @@ def _length(data: Prepared) -> np.ndarray:
   return data.prompt_lengths + longer
 
 
-_CRITERIA: dict[str, Criterion] = {"score_gap": _score_gap, "length": _length}
+def _logp_gap(log_probs: LogProbs | None, data: Prepared) -> np.ndarray:
+  if log_probs is None:
+    raise UserError(
+      "config.data.curriculum.criterion is 'logp_gap', and only a language "
+      "model gives log-probabilities of texts. Choose score_gap or length."
+    )
+  found = log_probs(data)
+  return found[data.worse] - found[data.better]
+
+
+_OF_DATA: dict[str, Criterion] = {"score_gap": _score_gap, "length": _length}
+CRITERIA = ("score_gap", "logp_gap", "length")

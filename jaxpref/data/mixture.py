@@ -11,18 +11,21 @@ import numpy as np
 
 from jaxpref import config
 from jaxpref.data.cache import Prepared
-from jaxpref.data.curriculum import difficulty
+from jaxpref.data.curriculum import LogProbs, difficulty
 from jaxpref.data.joined import Joined
 from jaxpref.data.order import Order, one_source
 from jaxpref.errors import UserError
 
 
-def make_order(data: config.Data, train: Prepared) -> tuple[Order, str]:
+def make_order(
+  data: config.Data, train: Prepared, log_probs: LogProbs | None = None
+) -> tuple[Order, str]:
   """The order of the examples, and what an epoch has of each source.
 
   Args:
     data: sources, curriculum, batch_size, shuffle and seed are read.
     train: the examples, of one source or of several.
+    log_probs: see `difficulty`.
 
   Raises UserError for a source without examples, or with fewer than a step
   would take of it.
@@ -30,7 +33,7 @@ def make_order(data: config.Data, train: Prepared) -> tuple[Order, str]:
   seed = data.seed if data.shuffle else None
   criterion = data.curriculum.criterion
   sorts = criterion and data.curriculum.stages == 1
-  rank = difficulty(train, criterion) if sorts else None
+  rank = difficulty(train, criterion, log_probs) if sorts else None
   if not isinstance(train, Joined):
     return one_source(len(train), seed=seed, rank=rank), ""
   order = Order(train.source, _draws(data, train), seed=seed, rank=rank)

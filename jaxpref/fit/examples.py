@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from jaxpref import config, pair
-from jaxpref.data.curriculum import take_stage
+from jaxpref.data.curriculum import LogProbs, take_stage
 from jaxpref.data.joined import join
 from jaxpref.data.mixture import make_order
 from jaxpref.data.order import Order
@@ -20,6 +20,7 @@ def read_examples(
   settings: config.Config,
   prepare: Callable[[config.Data, str], Any],
   axes: Sequence[str] = (),
+  log_probs: LogProbs | None = None,
 ) -> tuple[Any, Any]:
   """What to train and to evaluate on, with the comparisons that are asked for.
 
@@ -27,6 +28,7 @@ def read_examples(
     settings: data, pair and loss are read.
     prepare: the prepared data of a path, by the settings of `data`.
     axes: of a reward model whose labels are the data's scores.
+    log_probs: see `curriculum.difficulty`.
 
   Returns: both, as `prepare` gives them; None where nothing is held out.
 
@@ -81,7 +83,7 @@ def read_examples(
   if axes:
     pair.check_axes(train, axes, compared=compares(find_loss(settings.loss)))
   if data.curriculum.stages > 1:
-    train, told = take_stage(train, data.curriculum)
+    train, told = take_stage(train, data.curriculum, log_probs)
     say(told)
   if needs_mismatched(find_loss(settings.loss)):
     sizes = data.batch_size, data.max_length
@@ -91,11 +93,11 @@ def read_examples(
 
 
 def order_examples(
-  settings: config.Config, train: Prepared
+  settings: config.Config, train: Prepared, log_probs: LogProbs | None = None
 ) -> tuple[Order, int]:
   """The order of the examples of an epoch, and how many steps the run has."""
   data = settings.data
-  order, told = make_order(data, train)
+  order, told = make_order(data, train, log_probs)
   if told:
     say(told)
   epoch = -(-len(order) // data.batch_size)

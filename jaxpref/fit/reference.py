@@ -6,6 +6,8 @@ import functools
 from typing import Any
 
 import jax
+from jaxtyping import Float32
+import numpy as np
 
 from jaxpref import config, sharding
 from jaxpref.data.steps import Steps
@@ -126,6 +128,27 @@ def open_reference(
   return frozen, values.write
 
 
+def response_logp(
+  settings: config.Config,
+  policy: Source,
+  mesh: jax.sharding.Mesh,
+  steps: Steps,
+  put: Callable[[Any], Any],
+) -> Float32[np.ndarray, " m"]:
+  """The log-probability of each response of the data, in nats.
+
+  By the model of `data.curriculum.model`, else by the run's reference, which
+  finds them in its cache then.
+  """
+  path = settings.data.curriculum.model or settings.reference.path
+  reference = config.Reference(mode="cached", path=path)
+  cached = dataclasses.replace(settings, reference=reference)
+  with jax.set_mesh(mesh):
+    open_reference(cached, policy, mesh, steps, None, put)
+  assert steps.ref_token_logp is not None
+  return np.add.reduceat(steps.ref_token_logp, steps.data.first_token[:-1])
+
+
 def frozen_roles(
   settings: config.Config, definition: Definition
 ) -> dict[str, Definition]:
@@ -173,6 +196,6 @@ def _check_same_shape(source: Source, other: LlamaConfig) -> None:
   )
   if same != source.definition.config:
     raise UserError(
-      f"config.reference.path {source.path} holds a model of another shape "
-      "than the policy's. Give a folder with the same config.json."
+      f"The reference {source.path} is a model of another shape than the "
+      "policy. Give a folder with the same config.json."
     )
