@@ -91,13 +91,26 @@ class Image:
   data: bytes = b""  # a PNG, JPEG, WebP …; b"" = it is in the file
   # Absolute, or a URL; '' = none. Beside data, what messages call it.
   path: str = ""
+  at: float = 0.0  # in a video, from 0, its first frame, to 1, its last
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+  """Some frames of a video, in their order, as images."""
+
+  frames: tuple[Image, ...]
+
+  @property
+  def still(self) -> Image:
+    """The frame in the middle, which stands for it where one image must."""
+    return self.frames[len(self.frames) // 2]
 
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-  """One answer to a prompt: text, chat messages, or an image."""
+  """One answer to a prompt: text, chat messages, an image or a video."""
 
-  content: str | Sequence[Mapping[str, str]] | Image
+  content: str | Sequence[Mapping[str, str]] | Image | Video
   scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
   label: bool | None = None
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -19,7 +19,7 @@ from jaxpref.data.arrays import ArrayWriter, Spool
 from jaxpref.data.cache import ARRAYS, MANIFEST, REJECTED
 from jaxpref.data.read import Refusal
 from jaxpref.errors import UserError
-from jaxpref.types import Image, Record, Response
+from jaxpref.types import Image, Record, Response, Video
 
 _BATCH = 512  # rows tokenised at a time
 
@@ -164,7 +164,8 @@ def _parse(
 
 
 def _is_pictured(record: Record) -> bool:
-  return any(isinstance(each.content, Image) for each in record.responses)
+  contents = (each.content for each in record.responses)
+  return any(isinstance(each, Image | Video) for each in contents)
 
 
 def _place(record: Record) -> tuple[str, int]:

@@ -1,13 +1,16 @@
-"""The rows of a file of each kind: lines, lists, Parquet, Arrow, ArrayRecord.
+"""The rows of files: JSON lines and lists, CSV, Parquet, Arrow, ArrayRecord.
 
 A row that cannot be read is a `Refusal` among the rows, never an exception;
 what else goes wrong is a `Damaged` file.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import csv
 import gzip
 import io
+import itertools
 import json
+import re
 from typing import Any, NamedTuple
 import zlib
 
@@ -94,6 +97,56 @@ def _json(file: Source) -> Rows:
     raise Damaged(f"not a whole list of JSON ({error})") from error
   for number, values in enumerate(items, 1):
     yield _object(file.name, number, values)
+
+
+def _csv(file: Source) -> Rows:
+  """The first line names the columns; every cell is a text, an empty one null.
+
+  Rows are counted, not lines: a cell in quotes may hold several.
+  """
+  with file.open() as source:
+    # What is no UTF-8 is told by its row, by what takes its place.
+    lines = io.TextIOWrapper(
+      source, "utf-8-sig", errors="surrogateescape", newline=""
+    )
+    csv.field_size_limit(2**31 - 1)  # a setting of the process; 128 KiB before
+    reader = csv.reader(lines, strict=True)
+    try:
+      columns = next(reader, [])
+    except csv.Error as error:
+      raise Damaged(f"not a whole CSV file ({error})") from None
+    if not columns or len(set(columns)) < len(columns):
+      told = f"found {', '.join(columns) or 'nothing'}"
+      raise Damaged(f"without a first line that names its columns: {told}")
+    yield from _csv_rows(file.name, columns, reader)
+
+
+def _csv_rows(name: str, columns: list[str], reader: Iterator[Any]) -> Rows:
+  for number in itertools.count(1):
+    try:
+      cells = next(reader, None)
+    except csv.Error as error:
+      if str(error) == "unexpected end of data":
+        told = f"in row {number} a quote is opened and never closed"
+        raise Damaged(f"not a whole CSV file ({told})") from None
+      yield Refusal(name, number, "not CSV", f"not CSV: {error}")
+      continue
+    if cells is None:
+      return
+    if not cells:  # a line without any
+      continue
+    if any(_LOST.search(cell) for cell in cells):
+      yield Refusal(name, number, "not UTF-8", "not UTF-8")
+    elif len(cells) != len(columns):
+      kind = "cells that are no columns"
+      told = f"{len(cells)} cells, and the first line names {len(columns)}"
+      yield Refusal(name, number, kind, f"{kind}: {told}")
+    else:
+      values = [cell or None for cell in cells]
+      yield Row(name, number, dict(zip(columns, values, strict=True)))
+
+
+_LOST = re.compile("[\udc80-\udcff]")
 
 
 def parse_json(name: str, number: int, line: bytes) -> Row | Refusal:
@@ -241,6 +294,7 @@ READERS: dict[str, Callable[[Source], Rows]] = {
   ".jsonl.gz": _gzip,
   ".jsonl.zst": _zstd,
   ".json": _json,
+  ".csv": _csv,
   ".parquet": _of_batches(_parquet),
   ".arrow": _of_batches(_arrow),
   ".array_record": _array_record,

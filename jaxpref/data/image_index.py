@@ -20,7 +20,7 @@ from jaxpref.data.pictured import pictured
 from jaxpref.data.pictures import digest
 from jaxpref.data.read import Refusal
 from jaxpref.data.text import Tokens
-from jaxpref.types import Image, Response
+from jaxpref.types import Image, Response, Video
 
 LISTED = "listed.json"
 """The captions, and a digest of each image, by their numbers."""
@@ -86,9 +86,12 @@ def read_images(
 
 
 def _image(response: Response) -> Image:
-  if not isinstance(response.content, Image):
+  content = response.content
+  if isinstance(content, Video):
+    return content.still
+  if not isinstance(content, Image):
     raise Refused("response is not an image")
-  return response.content
+  return content
 
 
 class _Numbers(dict[str, int]):

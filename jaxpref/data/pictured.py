@@ -8,13 +8,13 @@ import numpy as np
 
 from jaxpref.data import build, pictures, read
 from jaxpref.data.columns import Refused
-from jaxpref.types import Image, Record
+from jaxpref.types import Image, Record, Video
 
 Pixels = jaxtyping.UInt8[np.ndarray, "y x 3"]
 
 
 class Pictured(NamedTuple):
-  """A record, and of each of its responses the pixels."""
+  """A record, and of each of its responses the pixels; a video's still."""
 
   record: Record
   pixels: list[Pixels]
@@ -53,6 +53,9 @@ def pictured(
 
 
 def _pixels(content: object, max_pixels: int) -> Pixels:
+  if isinstance(content, Video):  # all of it, or the row is refused
+    frames = [pictures.decode(each, max_pixels) for each in content.frames]
+    return frames[content.frames.index(content.still)]
   if not isinstance(content, Image):
     raise Refused(
       "texts where images are needed", "the row's answers are not images"

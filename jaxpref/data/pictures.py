@@ -15,7 +15,7 @@ import PIL
 from PIL import ExifTags
 from PIL.Image import Transpose
 
-from jaxpref.data import columns
+from jaxpref.data import columns, videos
 from jaxpref.data.columns import Refused
 from jaxpref.types import Image
 
@@ -31,11 +31,12 @@ def decode(
 ) -> UInt8[np.ndarray, "y x 3"]:
   """The pixels as people see them: upright, and over white where transparent.
 
-  Of an animation, the first frame. Colours are as stored: no ICC profile is
-  applied. Threads may decode at the same time.
+  Of an animation or a video, the frame that `image.at` says. Colours are as
+  stored: no ICC profile is applied. Threads may decode at the same time.
 
   Args:
-    image: an encoded PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF.
+    image: an encoded PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF, or a video (see
+      `jaxpref.data.videos`).
     max_pixels: more are refused before any is decoded. Pillow itself allows
       2 × PIL.Image.MAX_IMAGE_PIXELS at most.
 
@@ -43,6 +44,11 @@ def decode(
   an image that is cut off, too large, or of numbers without a known range.
   """
   with _quiet(), _opened(image) as file:
+    is_video = videos.is_video(file.read(videos.HEAD))
+    file.seek(0)
+    if is_video:
+      with _refusing("damaged video", image):
+        return videos.frame_at(file, image.at, _name(image), max_pixels)
     with _refusing("not an image", image):
       found = PIL.Image.open(file, formats=_FORMATS)
     width, height = found.size
@@ -53,14 +59,20 @@ def decode(
         "are allowed",
       )
     with _refusing("damaged image", image):
+      if image.at:
+        found.seek(round(image.at * (getattr(found, "n_frames", 1) - 1)))
       found.load()
       return np.array(_upright(_rgb(found, image), _orientation(found)))
 
 
 def digest(image: Image) -> str:
-  """A hash of the encoded bytes, in hexadecimal; Refused as in `decode`."""
+  """A hash of the encoded bytes, in hexadecimal; Refused as in `decode`.
+
+  Of a video with the moment after it.
+  """
   with _opened(image) as file, _reading(image):
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+  return f"{found}@{image.at}" if image.at else found
 
 
 def _rgb(found: Any, image: Image) -> Any:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from jaxpref import config
 from jaxpref.data.tokenizer import Rules, boundary
 from jaxpref.errors import UserError
-from jaxpref.types import Image, Record
+from jaxpref.types import Image, Record, Video
 
 
 class Tokens(NamedTuple):
@@ -107,7 +107,7 @@ def _render(record: Record, rules: Rules) -> _Text | Unused:
   contents: list[Any] = [response.content for response in record.responses]
   if all(isinstance(each, str) for each in (record.prompt, *contents)):
     return _Text(str(record.prompt), contents, chat=False)
-  if any(isinstance(each, Image) for each in contents):
+  if any(isinstance(each, Image | Video) for each in contents):
     return Unused(
       True,
       "images where texts are needed",

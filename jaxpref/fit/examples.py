@@ -38,8 +38,8 @@ def read_examples(
   if not (data.path or data.sources):
     raise UserError(
       "config.data.path is empty. Give a file of comparisons (.jsonl, "
-      ".jsonl.gz, .jsonl.zst, .parquet, .arrow or .array_record), or a folder "
-      "of such files; or several in config.data.sources."
+      ".jsonl.gz, .jsonl.zst, .csv, .parquet, .arrow or .array_record), or a "
+      "folder of such files; or several in config.data.sources."
     )
   if data.eval_path and data.eval_holdout:
     raise UserError(

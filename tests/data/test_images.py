@@ -14,7 +14,7 @@ from jaxpref.data.pictured import pictured
 from jaxpref.data.pictures import decode
 from jaxpref.data.read import Row, read_rows, source_files
 from jaxpref.errors import UserError
-from jaxpref.types import Image
+from jaxpref.types import Image, Video
 
 _spec = importlib.util.spec_from_file_location(
   "make_image_schemas",
@@ -36,7 +36,16 @@ def _records(path):
   ]
 
 
-def _file(folder, name):
+def _content(folder, name):
+  """Of a color's name an image, of several or of a file a video's."""
+  if isinstance(name, list):
+    return Video(tuple(_content(folder, each) for each in name))
+  if not isinstance(name, str):
+    return name
+  if name.endswith(".mp4"):
+    path = str(folder / "videos" / name)
+    moments = (0.0, 0.25, 0.5, 0.75, 1.0)
+    return Video(tuple(Image(path=path, at=at) for at in moments))
   return Image(path=str(folder / f"images/{name}.png"))
 
 
@@ -67,6 +76,15 @@ EXPECTED = {
   ],
   "imagereward": [("image_ranked", ["red", "lime"], [])],
   "record_json": [("record", ["red", "lime"], [])],
+  "videofeedback": [
+    ("videofeedback", [["red", "lime", "blue"]], []),
+    ("videofeedback", [["red", "black", "blue"]], []),
+    ("videofeedback", [["red", "lime", "blue"]], []),
+  ],
+  "videoalign": [
+    ("videoalign", ["red.mp4", "lime.mp4"], compared)
+    for compared in ([(1, 0, 1.0)], [(0, 1, 0.5)], [])
+  ],
 }
 
 
@@ -82,7 +100,7 @@ def test_a_schema_is_detected_and_read(tmp_path, name, relative, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = path.name
   found = _records(path)
-  assert [record.prompt for _, record in found] == ["a cat"] * len(found)
+  assert {record.prompt for _, record in found[:2]} == {"a cat"}
   told = [
     (
       detected,
@@ -94,7 +112,7 @@ def test_a_schema_is_detected_and_read(tmp_path, name, relative, monkeypatch):
   assert told == [
     (
       detected,
-      [_file(tmp_path, x) if isinstance(x, str) else x for x in images],
+      [_content(tmp_path, x) for x in images],
       compared,
     )
     for detected, images, compared in EXPECTED[name]
@@ -137,6 +155,39 @@ def test_ranks_and_scores_grow_with_what_they_praise(tmp_path):
   }  # fmt: skip
   _, record = _parse({"prompt": "q", "images": ["a", "b"], "scores": [1, 2]})
   assert record.responses[1].scores == {"score": 2.0}
+
+
+def test_videos_are_rated_on_several_axes(tmp_path):
+  rated = _records(schemas.write(tmp_path, "videofeedback"))[0][1]
+  assert rated.responses[0].scores == {
+    "visual_quality": 3.0, "temporal_consistency": 2.0, "dynamic_degree": 3.0,
+    "text_to_video_alignment": 4.0, "factual_consistency": 1.0,
+  }  # fmt: skip
+  compared = [r for _, r in _records(schemas.write(tmp_path, "videoalign"))]
+  scores = [[each.scores for each in r.responses] for r in compared]
+  same = {"VQ": 0.5, "MQ": 0.5, "TA": 0.5}
+  assert scores == [
+    [same | {"VQ": 1.0, "MQ": 0.0}, same | {"VQ": 0.0, "MQ": 1.0}],
+    [{"VQ": 0.5, "MQ": 0.5}] * 2,
+    [same | {"VQ": 0.0}, same | {"VQ": 1.0}],
+  ]
+  assert compared[0].responses[1].meta == {"model": "pika"}
+  opinions = {"MOS_A_VQ": "3.5", "MOS_B_VQ": 2}
+  _, record = _parse(schemas.ROWS["videoalign"][1] | opinions)
+  assert [r.scores["MOS_VQ"] for r in record.responses] == [3.5, 2.0]
+
+
+def test_rows_of_one_videos_prompt_are_one_example(tmp_path):
+  found, tally, told = _pictured(schemas.write(tmp_path, "videofeedback"))
+  assert not told
+  assert tally.formats == {"videofeedback": 3}
+  assert [len(each.record.responses) for each in found] == [2, 1]
+  stills = [each[0, 0].tolist() for each in found[0].pixels]
+  assert stills == [[0, 255, 0], [0, 0, 0]]
+  (tmp_path / "images/blue.png").write_bytes(b"no image")
+  found, _, told = _pictured(tmp_path / "videofeedback.parquet")
+  assert not found
+  assert {each.kind for each in told} == {"not an image"}
 
 
 def _parse(values):
@@ -226,6 +277,17 @@ def _changed(name, **values):
       "content is not an object",
     ),
     ({"prompt": "q", "images": ["a.png"]}, "image_ranked lacks ranking"),
+    (_changed("videofeedback", images=[]), "images is not a list of frames"),
+    (_changed("videofeedback", images="a.mp4"), "images is not a list of fra"),
+    (_changed("videofeedback", images=[3]), "images is not an image"),
+    (
+      {**schemas.ROWS["videofeedback"][0], "dynamic degree": "high"},
+      "dynamic degree is not a number",
+    ),
+    (_changed("videoalign", VQ="C"), "VQ is no preference: found 'C'; it must"),
+    (_changed("videoalign", Overall=1), "Overall is no preference"),
+    (_changed("videoalign", path_B="videos/red.mp4"), "chosen equals rejected"),
+    (_changed("videoalign", path_A=""), "path_A is not an image"),
   ],
 )  # fmt: skip
 def test_refuses_with_what_was_found(values, reason):

@@ -89,6 +89,40 @@ def test_a_list_in_json_is_read_where_it_is_named(tmp_path):
   assert [row.number for row in _read(file)] == [1, 2]
 
 
+def test_csv(tmp_path):
+  """Cells are texts; bad rows are told by their number, and left out."""
+  file = tmp_path / "a.csv"
+  file.write_bytes(
+    b"\xef\xbb\xbfprompt,chosen,rejected\r\n"
+    b'"a, ""b""\nc",1,\r\n\r\n'
+    b"one,two\nx,\xff,y\n"
+    b'"q"z,1,2\n' + b"long," + b"a" * 200_000 + b",b\n"
+  )
+  first, *refused, last = _read(file)
+  values = {"prompt": 'a, "b"\nc', "chosen": "1", "rejected": None}
+  assert first == Row("a.csv", 1, values, str(tmp_path))
+  assert [(row.row, row.kind) for row in refused] == [
+    (3, "cells that are no columns"), (4, "not UTF-8"), (5, "not CSV"),
+  ]  # fmt: skip
+  assert refused[0].reason.endswith("2 cells, and the first line names 3")
+  assert (last.number, len(last.values["chosen"])) == (6, 200_000)
+
+
+@pytest.mark.parametrize(
+  ("text", "told"),
+  [
+    ('a,b\n1,2\n3,"4\n5,6\n', "after row 1: .*in row 2 a quote is opened"),
+    ("a,a\n1,2\n", "a first line that names its columns: found a, a"),
+    ("\n", "a first line that names its columns: found nothing"),
+  ],
+)
+def test_csv_that_is_not_whole(tmp_path, text, told):
+  file = tmp_path / "a.csv"
+  file.write_text(text)
+  with pytest.raises(UserError, match=told):
+    _read(file)
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 @pytest.mark.parametrize(
   ("line", "kind", "found"),
@@ -142,7 +176,7 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
     ("a.jsonl", b"", r"a\.jsonl is empty"),
     ("a.jsonl", b"\n \n", r"a\.jsonl is empty"),
     ("a.jsonl.gz", gzip.compress(b"", mtime=0), r"a\.jsonl\.gz is empty"),
-    ("a.csv", b"text\n", r"a\.csv: .*must end in \.jsonl, \.jsonl\.gz, \.j"),
+    ("a.tsv", b"text\n", r"a\.tsv: .*must end in \.jsonl, \.jsonl\.gz, \.j"),
   ],
 )
 def test_a_file_that_holds_nothing_is_named(tmp_path, name, content, message):

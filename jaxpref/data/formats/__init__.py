@@ -22,9 +22,10 @@ from jaxpref.data.formats import (
   ranked,
   single,
   trees,
+  videos,
 )
 from jaxpref.errors import UserError
-from jaxpref.types import Image, Record, Response
+from jaxpref.types import Image, Record, Response, Video
 
 __all__ = [
   "FORMATS",
@@ -153,6 +154,16 @@ FORMATS = {
     "scores how good each is",
     ("prompt", "images", "ranking"), images.image_ranked, named=False,
   ),
+  "videofeedback": Format(
+    "column images lists frames of a video of text prompt, which is rated; "
+    "rows that follow each other on one prompt are one example",
+    ("text prompt", "images"), videos.videofeedback, joins=True,
+  ),
+  "videoalign": Format(
+    "columns path_A and path_B hold videos of prompt; VQ, MQ, TA and Overall "
+    "say which is better: A, B or same",
+    ("prompt", "path_A", "path_B"), videos.videoalign,
+  ),
   "image_pair": Format(
     "columns chosen and rejected hold images of prompt",
     ("prompt", *_PAIR), images.image_pair, named=False,
@@ -211,26 +222,36 @@ def explain(counts: Mapping[str, int]) -> str:
 
 
 def _with_places(record: Record, row: read.Row) -> Record:
-  if not any(isinstance(each.content, Image) for each in record.responses):
+  seen = (each.content for each in record.responses)
+  if not any(isinstance(each, Image | Video) for each in seen):
     return record
   placed = [_placed(each, row) for each in record.responses]
   return dataclasses.replace(record, responses=placed)
 
 
 def _placed(response: Response, row: read.Row) -> Response:
-  """With the image's path seen from anywhere, not from the data's folder."""
-  image = response.content
-  if not isinstance(image, Image) or not image.path or "://" in image.path:
-    return response
-  if row.members is None:
-    placed = Image(path=posixpath.join(row.folder, image.path))
-  else:
-    placed = _member(image.path, row, row.members)
-  return dataclasses.replace(response, content=placed)
+  """With paths of images seen from anywhere, not from the data's folder."""
+  content = response.content
+  if isinstance(content, Image):
+    return dataclasses.replace(response, content=_reached(content, row))
+  if isinstance(content, Video):
+    frames = tuple(_reached(frame, row) for frame in content.frames)
+    return dataclasses.replace(response, content=Video(frames))
+  return response
 
 
-def _member(path: str, row: read.Row, members: Mapping[str, bytes]) -> Image:
+def _reached(image: Image, row: read.Row) -> Image:
+  if not image.path or "://" in image.path:
+    return image
+  if row.members is not None:
+    return _member(image, row, row.members)
+  placed = posixpath.join(row.folder, image.path)
+  return dataclasses.replace(image, path=placed)
+
+
+def _member(image: Image, row: read.Row, members: Mapping[str, bytes]) -> Image:
   """The image that stands beside the row in its archive."""
+  path = image.path
   name = path.removeprefix(f"{row.key}.").lower()
   if name not in members:
     raise Refused(
@@ -239,7 +260,7 @@ def _member(path: str, row: read.Row, members: Mapping[str, bytes]) -> Image:
       f"{columns.short(', '.join(members) or 'of which there are none')}; a "
       "column names one by what follows the sample's key, such as 0.png",
     )
-  return Image(members[name], f"{row.file}/{row.key}.{name}")
+  return Image(members[name], f"{row.file}/{row.key}.{name}", image.at)
 
 
 def _detect_pair(values: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ def pickapic(id: str, values: Values) -> Record:
       "images does; jpg_0 and jpg_1 must hold the images' bytes, as those of "
       "pickapic_v2 do",
     )
-  prompt = _prompt(values, "caption")
+  prompt = caption(values, "caption")
   names = ("jpg_0", "jpg_1")
   sides = [picture(columns.present(values, name), name) for name in names]
   check_differ(*sides)
@@ -69,7 +69,7 @@ def pickapic(id: str, values: Values) -> Record:
 def hpdv2(id: str, values: Values) -> Record:
   """HPD v2: of the training split which are preferred, 1 for those that are;
   of the test split mean ranks, and what each annotator's ranks prefer."""
-  prompt, images = _prompt(values), _pictures(values)
+  prompt, images = caption(values), _pictures(values)
   count = len(images)
   if values.get("human_preference") is None:
     scores = _ranked(values, count)
@@ -98,11 +98,11 @@ def image_ranked(id: str, values: Values) -> Record:
   """A list of images with their ranks, 1 the best, or scores."""
   images = _pictures(values)
   scores = _ranked(values, len(images))
-  return _listed(id, _prompt(values), images, scores)
+  return _listed(id, caption(values), images, scores)
 
 
 def image_pair(id: str, values: Values) -> Record:
-  prompt = _prompt(values)
+  prompt = caption(values)
   chosen = picture(columns.present(values, "chosen"), "chosen")
   rejected = picture(columns.present(values, "rejected"), "rejected")
   return pair(id, prompt, chosen, rejected, pair_scores(values))
@@ -150,7 +150,7 @@ def _looks_like_picture(value: Any) -> bool:
   return not any(each.isspace() for each in value)
 
 
-def _prompt(values: Values, name: str = "prompt") -> str:
+def caption(values: Values, name: str = "prompt") -> str:
   prompt = columns.text(values, name)
   if not prompt.strip():
     raise Refused("empty prompt", "an image is compared for what it shows")

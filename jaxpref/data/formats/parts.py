@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxpref.data import columns
 from jaxpref.data.columns import Refused
-from jaxpref.types import Comparison, Image, Record, Response
+from jaxpref.types import Comparison, Image, Record, Response, Video
 
 Messages = Sequence[Mapping[str, str]]
 Values = Mapping[str, Any]
@@ -25,8 +25,8 @@ def pair(
 
 
 def response(content: Any, **given: Any) -> Response:
-  """A response that holds some text, or an image."""
-  if isinstance(content, Image):
+  """A response that holds some text, an image or a video."""
+  if isinstance(content, Image | Video):
     return Response(content, **given)
   text = content if isinstance(content, str) else content[-1]["content"]
   if not text.strip():

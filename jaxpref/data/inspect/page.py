@@ -15,10 +15,13 @@ from jaxpref.data.inspect.measure import Findings
 from jaxpref.data.inspect.spans import spans
 from jaxpref.data.inspect.tables import Section, sections
 from jaxpref.data.pictured import Pictured
+from jaxpref.data.pictures import decode
 from jaxpref.files import replacing
+from jaxpref.types import Video
 
 _REFUSALS_SHOWN = 20
 _SIDE = 256  # pixels of an image's longer side, at most
+_FRAMES = 5  # of a video that are shown
 
 
 def write_page(
@@ -53,8 +56,8 @@ def write_image_page(
   _write(file, found, path, parts, plots, pictures=pictures)
 
 
-def _captioned(shown: Pictured) -> Iterator[tuple[str, str]]:
-  """Of each image a small copy as a data URI, and what is said of it."""
+def _captioned(shown: Pictured) -> Iterator[tuple[str, int, str]]:
+  """Of each image a small copy as a data URI, its width, and what it is."""
   record, pixels = shown
   for number, each in enumerate(pixels):
     told = [f"{each.shape[1]} × {each.shape[0]}"]
@@ -65,16 +68,33 @@ def _captioned(shown: Pictured) -> Iterator[tuple[str, str]]:
         told.append(f"tie with {worse + better - number + 1}")
       elif number == better:
         told.append(f"better than {worse + 1}: {preference:.0%}")
-    scores = record.responses[number].scores
-    told += [f"{name} {score:g}" for name, score in scores.items()]
-    yield _thumbnail(each), f"{number + 1}. {', '.join(told)}"
+    response = record.responses[number]
+    told += [f"{name} {score:g}" for name, score in response.scores.items()]
+    if isinstance(response.content, Video):
+      told.insert(0, f"{len(response.content.frames)} frames")
+      small = _thumbnail(_strip(response.content), _FRAMES)
+    else:
+      small = _thumbnail(each)
+    yield *small, f"{number + 1}. {', '.join(told)}"
 
 
-def _thumbnail(pixels: np.ndarray) -> str:
+def _strip(video: Video) -> np.ndarray:
+  """Up to _FRAMES frames side by side, as small as they are shown."""
+  count = len(video.frames)
+  places = np.linspace(0, count - 1, min(count, _FRAMES)).astype(int)
+  frames = [PIL.Image.fromarray(decode(video.frames[i])) for i in places]
+  for frame in frames:
+    frame.thumbnail((_SIDE, _SIDE))
+  height = min(frame.height for frame in frames)
+  return np.concatenate([np.asarray(f)[:height] for f in frames], axis=1)
+
+
+def _thumbnail(pixels: np.ndarray, frames: int = 1) -> tuple[str, int]:
   small = PIL.Image.fromarray(pixels)
-  small.thumbnail((_SIDE, _SIDE))
+  small.thumbnail((_SIDE * frames, _SIDE))
   small.save(data := io.BytesIO(), "JPEG", quality=80)
-  return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+  text = base64.b64encode(data.getvalue()).decode()
+  return f"data:image/jpeg;base64,{text}", small.width
 
 
 def _write(

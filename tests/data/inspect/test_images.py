@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -100,6 +101,19 @@ def test_the_page_shows_pairs_side_by_side(made, tmp_path, capsys):
   assert "a &lt;b&gt;cat&lt;/b&gt;" in page
   assert page.count("<svg") == 2  # of the scores
   assert "data:" not in re.sub(r'src="data:image/jpeg', "", page)
+
+
+def test_the_page_shows_a_videos_frames_side_by_side(tmp_path):
+  path, html = schemas.write(tmp_path, "videofeedback"), tmp_path / "page.html"
+  assert command.main([str(path), f"--html={html}", "--examples=9"]) == 0
+  page = html.read_text()
+  found = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', page)
+  assert len(found) == 3
+  strip = PIL.Image.open(io.BytesIO(base64.b64decode(found[1])))
+  assert strip.size == (3 * 8, 6)  # red, black and blue
+  colors = np.asarray(strip)[3, 4::8].argmax(axis=1)
+  assert colors[[0, 2]].tolist() == [0, 2]
+  assert "2. 3 frames, 8 × 6, visual_quality 1" in page
 
 
 def test_rows_that_cannot_be_read_are_told_why(tmp_path, capsys):

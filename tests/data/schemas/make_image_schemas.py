@@ -18,6 +18,7 @@ import zlib
 from PIL import Image
 import pyarrow as pa
 from pyarrow import parquet
+import pyarrow.csv
 
 S, F64, I64, BOOL = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 STRUCT = pa.struct({"bytes": pa.binary(), "path": S})
@@ -87,6 +88,23 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
   },
   "pair_bytes": {"prompt": S, "chosen": pa.binary(), "rejected": pa.binary()},
   "pair_paths": {"prompt": S, "chosen": S, "rejected": S},
+  "videofeedback": {
+    "id": S,
+    "images": pa.list_(S),
+    "text prompt": S,
+    "video link": S,
+    **dict.fromkeys(
+      (
+        "visual quality",
+        "temporal consistency",
+        "dynamic degree",
+        "text-to-video alignment",
+        "factual consistency",
+      ),
+      I64,
+    ),
+    "conversations": pa.list_(pa.struct({"from": S, "value": S})),
+  },
   "record": {
     "prompt": S,
     "responses": pa.list_(
@@ -122,6 +140,37 @@ def _pick(first: bytes, second: bytes, *labels: float) -> dict[str, Any]:
 
 def _struct(data: bytes | None, path: str | None) -> dict[str, Any]:
   return {"bytes": data, "path": path}
+
+
+def _compared(**said: str) -> dict[str, Any]:
+  return {
+    "path_A": "videos/red.mp4",
+    "path_B": "videos/lime.mp4",
+    "A_model": "gen2",
+    "B_model": "pika",
+    "prompt": "a cat",
+    **dict.fromkeys(("VQ", "MQ", "TA", "Overall"), "same"),
+    "fps_A": 8,
+    "fps_B": 8,
+    "num_frames_A": 5,
+    "num_frames_B": 5,
+    **said,
+  }
+
+
+def _seen(number: int, prompt: str, color: str, rated: int) -> dict[str, Any]:
+  return {
+    "id": str(number),
+    "images": [f"images/{each}.png" for each in ("red", color, "blue")],
+    "text prompt": prompt,
+    "video link": f"https://example.org/{number}.mp4",
+    "visual quality": rated,
+    "temporal consistency": 2,
+    "dynamic degree": 3,
+    "text-to-video alignment": 4,
+    "factual consistency": 1,
+    "conversations": [{"from": "human", "value": "Rate this."}],
+  }
 
 
 def _vote(*rank: int) -> dict[str, Any]:
@@ -171,6 +220,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
       "comparisons": [{"better": 1, "worse": 0, "preference": 0.75}],
     }
   ],
+  "videofeedback": [
+    _seen(1, "a cat", "lime", 3),
+    _seen(2, "a cat", "black", 1),
+    _seen(3, "a dog", "lime", 2),
+  ],
+  "videoalign": [
+    _compared(VQ="A", MQ="B", Overall="B"),
+    _compared(TA="invalid"),
+    _compared(Overall="invalid", VQ="B"),
+  ],
   # Lists in JSON.
   "hpdv2_train": [
     {
@@ -217,6 +276,9 @@ def write(folder: pathlib.Path, name: str) -> pathlib.Path:
   if name in SCHEMAS:
     table = pa.Table.from_pylist(ROWS[name], pa.schema(SCHEMAS[name]))
     parquet.write_table(table, file := folder / f"{name}.parquet")
+  elif name == "videoalign":
+    table = pa.Table.from_pylist(ROWS[name])
+    pyarrow.csv.write_csv(table, file := folder / f"{name}.csv")
   else:
     (file := folder / f"{name}.json").write_text(json.dumps(ROWS[name]))
   return file
