@@ -4,22 +4,16 @@ A config file's `get_config()` returns an ml_collections ConfigDict of what
 differs; it is laid over these defaults, then the command line's overrides.
 """
 
-import ast
 from collections.abc import Mapping
 import dataclasses
 import os
 import pathlib
-from typing import (
-  Any,
-  dataclass_transform,
-  get_args,
-  get_origin,
-  get_type_hints,
-)
+from typing import Any, dataclass_transform, get_args, get_type_hints
 
 import ml_collections
 
 from jaxpref import config_checks as checks
+from jaxpref.config_values import Override, cast, plain
 from jaxpref.errors import UserError, nearest
 from jaxpref.files import import_file
 
@@ -299,17 +293,17 @@ def with_absolute_paths(config: Config) -> Config:
 def to_dict(config: Config) -> dict[str, Any]:
   """A nested dict that `build` turns back into the config."""
 
-  def plain(value: Any) -> Any:
+  def as_tree(value: Any) -> Any:
     if isinstance(value, Loss):
       return {"name": value.name, **value.options}
     if dataclasses.is_dataclass(value):
       fields = dataclasses.fields(value)
-      return {f.name: plain(getattr(value, f.name)) for f in fields}
+      return {f.name: as_tree(getattr(value, f.name)) for f in fields}
     if isinstance(value, Mapping):
-      return {key: plain(item) for key, item in value.items()}
+      return {key: as_tree(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
-  return plain(config)
+  return as_tree(config)
 
 
 def cache_folder() -> pathlib.Path:
@@ -330,27 +324,7 @@ def _put(tree: dict[str, Any], key: str, text: str) -> None:
     tree = tree.setdefault(section, {})
     if not isinstance(tree, dict):
       raise UserError(f"--config.{key}: {section!r} is not a section.")
-  tree[name] = _Override(text)
-
-
-class _Override(str):
-  """The text of a command-line override, read by the type of its key."""
-
-
-def _plain(value: Any) -> Any:
-  """Overrides as the numbers, lists ... that they spell."""
-  if isinstance(value, Mapping):
-    return {key: _plain(item) for key, item in value.items()}
-  return _literal(value) if isinstance(value, _Override) else value
-
-
-def _literal(text: str) -> Any:
-  if text.lower() in ("true", "false"):
-    return text.lower() == "true"
-  try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    return text
+  tree[name] = Override(text)
 
 
 def _section_from(cls: Any, tree: Any, prefix: str, source: str) -> Any:
@@ -361,8 +335,8 @@ def _section_from(cls: Any, tree: Any, prefix: str, source: str) -> Any:
     )
   if cls is Loss:
     options = dict(tree)
-    name = _cast(str, options.pop("name", Loss.name), "loss.name", source)
-    return Loss(name=name, options=_plain(options))
+    name = cast(str, options.pop("name", Loss.name), "loss.name", source)
+    return Loss(name=name, options=plain(options))
   hints = get_type_hints(cls)
   values = {}
   for key, value in tree.items():
@@ -374,45 +348,14 @@ def _section_from(cls: Any, tree: Any, prefix: str, source: str) -> Any:
     if dataclasses.is_dataclass(hint):
       values[key] = _section_from(hint, value, f"{prefix}{key}.", source)
     elif get_args(hint)[1:] == (Source,):
-      named = _cast(Mapping, value, prefix + key, source)
+      named = cast(Mapping, value, prefix + key, source)
       values[key] = {
         name: _section_from(Source, each, f"{prefix}{key}.{name}.", source)
         for name, each in named.items()
       }
     else:
-      values[key] = _cast(hint, value, prefix + key, source)
+      values[key] = cast(hint, value, prefix + key, source)
   return cls(**values)
-
-
-def _cast(hint: Any, value: Any, key: str, source: str) -> Any:
-  if hint is str and _is_scalar(value):
-    value = _text(value)
-  value = _plain(value)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if get_origin(hint) is tuple:
-    value = (value,) if isinstance(value, str) else value
-    item = get_args(hint)[0]
-    if isinstance(value, (list, tuple)):
-      return tuple(_cast(item, each, key, source) for each in value)
-  kind = get_origin(hint) or hint
-  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-    names = {int: "a whole number", float: "a number", bool: "true or false"}
-    raise UserError(
-      f"{source}: config.{key} is {value!r}; it must be "
-      f"{names.get(kind, getattr(kind, '__name__', kind))}."
-    )
-  return value
-
-
-def _text(value: Any) -> str:
-  """A folder called 2024 stays text; 'quoted' text loses its quotes."""
-  plain = _plain(value)
-  return plain if isinstance(plain, str) else str(value)
-
-
-def _is_scalar(value: Any) -> bool:
-  return not isinstance(value, (Mapping, list, tuple))
 
 
 def _check_values(config: Config) -> None:
