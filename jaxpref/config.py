@@ -170,6 +170,7 @@ class Train:
   eval_every: int = 0  # steps; 0 = before and after only
   checkpoint_every: int = 100  # steps; 0 = at the end only
   seed: int = 0
+  guard: str = ""  # warn | stop, where both sides of pairs get less likely
 
 
 @_section

@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "score.rater": ("", "red"),
   "optimizer.name": ("adamw",),
   "optimizer.schedule": ("constant", "linear", "cosine"),
+  "train.guard": ("", "warn", "stop"),
 }
 POSITIVE = (
   "model.head_block", "data.max_length", "data.row_length",

@@ -20,6 +20,7 @@ from jaxpref.fit.folder import (
   check_same_data,
   write_inputs,
 )
+from jaxpref.fit.guard import make_guard
 from jaxpref.fit.interrupt import Interrupt
 from jaxpref.fit.loop import fit
 from jaxpref.fit.loss import check_suits
@@ -76,6 +77,7 @@ def _fit(task: Task, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> bool:
   settings, definition, steps = task.settings, task.definition, task.steps
   check_same_data(workdir, task.train, task.test)
   check_same_base(workdir, task.base)
+  guard = make_guard(settings, say)
   schedule = make_schedule(settings.optimizer, len(steps))
   tx = make_optimizer(settings.optimizer, schedule)
   places = sharding.param_shardings(mesh, definition.shapes, definition.axes)
@@ -140,6 +142,7 @@ def _fit(task: Task, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> bool:
         speed=speed,
         judge=judge,
         interrupted=interrupt.requested,
+        guard=guard,
         before_save=write_reference,
       )
     if reached < len(steps):

@@ -299,6 +299,18 @@ def test_error_keeps_the_checkpoint_before_it(build, tmp_path):
   assert [each.name for each in (workdir / "checkpoints").iterdir()] == ["1"]
 
 
+def test_a_guard_stops_what_gets_worse_at_both(build, tmp_path, monkeypatch):
+  """A far too large step makes everything less likely."""
+  monkeypatch.setattr("jaxpref.fit.guard.PATIENCE", 1)
+  given = {"optimizer.learning_rate": 1.0, "optimizer.schedule": "constant"}
+  settings = build(given | {"train.guard": "stop", "train.steps": 4})
+  with pytest.raises(UserError, match="At step 2 both sides"):
+    run(settings, tmp_path / "run")
+  lines = read_metrics(tmp_path / "run")
+  assert [line["step"] for line in lines] == [1, 2]
+  assert lines[-1]["rewards/both_fell"] > 0.5
+
+
 def test_same_run_from_another_folder(build, corpus, tmp_path, monkeypatch):
   monkeypatch.chdir(corpus)
   settings = build({"data.path": "comparisons.jsonl"})

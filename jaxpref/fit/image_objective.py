@@ -16,6 +16,7 @@ from jaxtyping import Array, Float32
 from jaxpref import config, losses, sharding
 from jaxpref.fit.loss import (
   beta,
+  damp,
   find_loss,
   needs_reference,
   own_options,
@@ -87,6 +88,7 @@ def image_objective(
     state: Any, batch: ImageBatch, values: tuple[Array, Array | None, Array]
   ) -> tuple[Terms, Any, Terms]:
     views = ImageViews(batch, *values, unit)
+    views.damp = damp(settings.loss)
     found = {"loss": loss_term(loss, own_options(settings.loss), views)}
     metrics = _metrics(views, beta(settings.loss))
     return found, state, jax.lax.stop_gradient(metrics)
@@ -195,8 +197,10 @@ def _metrics(views: ImageViews, beta: float) -> Terms:
   chosen, rejected = (
     beta * views[f"{side}_{what}"] for side in ("chosen", "rejected")
   )
+  fell = {"rewards/both_fell": views.both_fell} if views.has_reference else {}
   quarter = jnp.floor(4.0 * views["chosen_time"])
   return {
+    **{name: mean(share) for name, share in fell.items()},
     "error": sum_valid(views.error, views.batch.slots.valid),
     "error/chosen": mean(views["chosen_error"]),
     "error/rejected": mean(views["rejected_error"]),

@@ -17,6 +17,7 @@ from jaxpref.data.steps import Steps
 from jaxpref.errors import UserError
 from jaxpref.fit.checkpoint import Checkpoints
 from jaxpref.fit.flops import Speed
+from jaxpref.fit.guard import Guard
 from jaxpref.fit.metrics import RunLog, averages
 from jaxpref.fit.step import Step, TrainState
 from jaxpref.types import Params
@@ -74,6 +75,7 @@ def fit(
   speed: Speed,
   judge: Callable[[TrainState, int], dict[str, float]],
   interrupted: Callable[[int], bool],
+  guard: Guard,
   before_save: Callable[[], None] = lambda: None,
 ) -> tuple[TrainState, int]:
   """Trains from step `start` to `stop`.
@@ -96,12 +98,13 @@ def fit(
     speed: how much a step makes use of the devices.
     judge: numbers of a state worth keeping, after this many steps.
     interrupted: whether to leave after this many steps.
+    guard: looks at the numbers.
     before_save: writes what a run that resumes from a checkpoint needs beside.
 
   Returns: the state, and the step reached, earlier than `stop` where
   `interrupted` said so; that state is saved too.
 
-  Raises UserError when loss or gradient are no longer finite.
+  Raises UserError when loss or gradient are no longer finite, or `guard` does.
   """
   batches = steps.loader(range(start, stop))
   window, pending = _Window(speed, batches), 0
@@ -118,6 +121,7 @@ def fit(
     _check_finite(values, pending)
     log.write(pending, {**values, **more()})
     log.progress(pending, values)
+    guard.watch(pending, values)
     window, pending = _Window(speed, batches), 0
 
   reached = start

@@ -21,6 +21,14 @@ tokens, which is added to the loss.
 """
 
 
+DAMP = "damp"
+"""The option that losses of pairs with a reference share, beside their own.
+
+How much of the pull on the worse response is left out, from 0 to 1, of pairs
+whose two responses have both become less likely than under the reference.
+"""
+
+
 def find_loss(settings: config.Loss) -> Loss:
   """The loss of `config.loss`, its options checked against its signature.
 
@@ -53,13 +61,18 @@ def check_suits(settings: config.Config) -> None:
 
 def own_options(settings: config.Loss) -> dict[str, Any]:
   """The keyword arguments of the function itself."""
-  return {k: v for k, v in settings.options.items() if k != NLL_WEIGHT}
+  shared = (NLL_WEIGHT, DAMP)
+  return {k: v for k, v in settings.options.items() if k not in shared}
 
 
 def nll_weight(settings: config.Loss) -> float:
   """The weight of the better responses' NLL: the option, or the paper's."""
   default = losses.spec(losses.get(settings.name)).nll_weight
   return float(settings.options.get(NLL_WEIGHT, default))
+
+
+def damp(settings: config.Loss) -> float:
+  return float(settings.options.get(DAMP, 0.0))
 
 
 def beta(settings: config.Loss) -> float:
@@ -173,6 +186,8 @@ def _check_options(settings: config.Loss, loss: Loss) -> None:
   }
   if compares(loss):
     keywords[NLL_WEIGHT] = 0.0
+    if needs_reference(loss):
+      keywords[DAMP] = 0.0
   for name, value in settings.options.items():
     if name not in keywords:
       raise UserError(
@@ -184,6 +199,11 @@ def _check_options(settings: config.Loss, loss: Loss) -> None:
     # Below zero they would, in silence, train for the worse.
     if value < 0 and (name == "beta" or name.endswith("weight")):
       raise UserError(f"config.loss.{name} is {value}; it must be at least 0.")
+    if name == DAMP and not 0.0 <= value <= 1.0:
+      raise UserError(
+        f"config.loss.damp is {value}; it must be from 0, which leaves the "
+        "loss as it is, to 1."
+      )
     if not abs(value) < math.inf:
       raise UserError(f"config.loss.{name} is {value}; it must be finite.")
   for name, default in keywords.items():

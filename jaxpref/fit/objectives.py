@@ -21,6 +21,7 @@ from jaxpref import config, losses
 from jaxpref.fit.loss import (
   beta,
   compares,
+  damp,
   find_loss,
   needs_labels,
   needs_reference,
@@ -176,6 +177,7 @@ def text_objective(
     state: Any, batch: TextBatch, values: tuple[Array, Array | None]
   ) -> tuple[Terms, Any, Terms]:
     views = Views(batch, *values, unit)
+    views.damp = damp(settings)
     found = {"loss": loss_term(loss, own_options(settings), views)}
     metrics: Terms = {}
     if compares(loss):
@@ -236,7 +238,9 @@ def _pair_metrics(views: Views, loss: Callable[..., Any], beta: float) -> Terms:
   what = _rewarded(views, loss)
   chosen, rejected = (beta * views[f"{x}_{what}"] for x in _SIDES)
   likely = [views[f"{side}_logp"] for side in _SIDES]
+  fell = {"rewards/both_fell": views.both_fell} if views.has_reference else {}
   return {
+    **{name: mean(share) for name, share in fell.items()},
     "logps/chosen": mean(likely[0]),
     "logps/rejected": mean(likely[1]),
     "logps/accuracies": mean(likely[0] > likely[1]),

@@ -16,6 +16,8 @@ class Views:
   `views["chosen_logratio"]` is what a loss gets for its argument of that name.
   """
 
+  damp: float = 0.0  # see `loss.DAMP`
+
   def __init__(
     self,
     batch: TextBatch,
@@ -49,7 +51,7 @@ class Views:
     if side == "chosen":
       return self.slot_values(what)[pairs.better]
     if side == "rejected":
-      return self.slot_values(what)[pairs.worse]
+      return self._damped(self.slot_values(what)[pairs.worse])
     found = self.slot_values(name)
     return found[self.batch.lists.slot] if self.unit == "list" else found
 
@@ -89,6 +91,19 @@ class Views:
     """Which values of the loss are no padding; a list has two items or more."""
     valid = self.valid
     return jnp.sum(valid, axis=-1) > 1 if self.unit == "list" else valid
+
+  @property
+  def both_fell(self) -> Bool[Array, "pairs"]:
+    """Pairs of which both are less likely than under the reference."""
+    gain, pairs = self.slot_values("logratio"), self.batch.comparisons
+    return (gain[pairs.better] < 0.0) & (gain[pairs.worse] < 0.0)
+
+  def _damped(self, x: Array) -> Array:
+    """The same values, of which some pass on less of the gradient."""
+    if not self.damp:
+      return x
+    still = jax.lax.stop_gradient(x)
+    return still + jnp.where(self.both_fell, 1.0 - self.damp, 1.0) * (x - still)
 
   def swapped(self, name: str) -> Array:
     """The same of the other response of each pair."""

@@ -205,6 +205,7 @@ def test_metrics_by_hand(definition, models, weighted, plain):
     "rewards/margins": ratio[better] - ratio[worse],
     "rewards/accuracies": ratio[better] > ratio[worse],
     "rewards/ties": np.zeros(5),
+    "rewards/both_fell": (ratio[better] < 0) & (ratio[worse] < 0),
   }
   assert metrics.keys() == expected.keys()
   for name, values in expected.items():
@@ -395,6 +396,8 @@ def test_find_loss():
     (_settings("dpo", beta=math.inf), r"loss\.beta is inf; it must be finite"),
     (_settings("dpo", nll_weight="a"), r"nll_weight is 'a'; .* a number"),
     (_settings("sft", nll_weight=1.0), r"loss\.nll_weight is not an option"),
+    (_settings("dpo", damp=1.5), r"loss\.damp is 1\.5; it must be from 0"),
+    (_settings("simpo", damp=0.5), r"loss\.damp is not an option"),
     (_settings("grpo"), r"'grpo' takes old_token_logp, advantage, mask, which"),
     (_settings("flow_dpo"), "time, which .* docs/losses.md"),
     # What the objective supplies is no option.
