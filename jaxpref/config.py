@@ -198,8 +198,12 @@ class Sample:
   negative_prompt: str = ""
   height: int = 0  # pixels, a multiple of 8; 0 = the model's own
   width: int = 0
-  image: str = ""  # a file of that size to start from; '' = noise
+  # What to start from: an image of that size, or a folder of one for each, as
+  # another run's samples/; '' = noise.
+  image: str = ""
   strength: float = 0.5  # the share of steps taken from there
+  aesthetic_score: float = 6.0  # what SDXL's refiner is told of the image
+  negative_aesthetic_score: float = 2.5  # and of what to keep away from
 
 
 @_section

@@ -56,6 +56,11 @@ def image_task(
       "files of one folder, and name that in config.data.path."
     )
   encoder = open_image_model(_exact(settings.model))
+  if encoder.takes_rating:
+    raise UserError(
+      f"{settings.model.path} is a refiner, which goes on from images of "
+      "another model. Train that one; a refiner is for the stage 'sample'."
+    )
   _check_noise(settings.diffusion, encoder)
   train, test = read_examples(
     settings, lambda data, path: prepare_images(data, path, encoder, say)

@@ -1,6 +1,7 @@
 """A folder of images: PNGs that say how they were made, and an overview."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import json
 import math
 import pathlib
@@ -41,7 +42,7 @@ class Album:
         self._check(path, number)
 
   def path(self, number: int) -> pathlib.Path:
-    return self._folder / f"{number:05d}.png"
+    return self._folder / _name(number)
 
   def missing(self, numbers: Sequence[int]) -> bool:
     """Whether any of these is still to be made."""
@@ -119,6 +120,10 @@ class Album:
     return sheet
 
 
+def _name(number: int) -> str:
+  return f"{number:05d}.png"
+
+
 def _font() -> Any:
   # Matplotlib's knows many alphabets; Pillow's own, English alone.
   fonts = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -137,12 +142,49 @@ def _two_lines(text: str, font: Any) -> str:
   return "\n".join(lines) + ("…" if text else "")
 
 
-def read_image(path: str) -> np.ndarray:
-  """An image file as [y, x, 3] of uint8; UserError where it is none."""
+def read_starts(path: str, count: int) -> Callable[[int], np.ndarray]:
+  """What images start from, by their numbers: [y, x, 3] of uint8.
+
+  Args:
+    path: an image, for all of them; or an album's folder, which has one each.
+    count: of the images that are to be made.
+
+  Raises UserError where one is missing, is no image, or has another size than
+  the first.
+  """
+  folder = pathlib.Path(path)
+  if not folder.is_dir():
+    one = _read(folder)
+    return lambda number: one
+  files = [folder / _name(number) for number in range(count)]
+  sizes = [_size(file) for file in files]
+  for file, size in zip(files, sizes, strict=True):
+    if size != sizes[0]:
+      raise UserError(
+        f"config.sample.image: {file} is {size[0]} wide and {size[1]} high, "
+        f"and {files[0].name} {sizes[0][0]} by {sizes[0][1]}. Images of one "
+        "run are of one size: scale them first."
+      )
+  return lambda number: _read(files[number])
+
+
+def _size(file: pathlib.Path) -> tuple[int, int]:
+  with _opened(file) as image:
+    return image.size
+
+
+def _read(file: pathlib.Path) -> np.ndarray:
+  with _opened(file) as image:
+    return np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path) -> Iterator[Image.Image]:
   try:
-    with Image.open(path) as image:
-      return np.asarray(image.convert("RGB"))
+    with Image.open(file) as image:
+      yield image
   except OSError as error:
     raise UserError(
-      f"config.sample.image: {path} cannot be read as an image ({error})."
+      f"config.sample.image: {file} cannot be read as an image ({error}). "
+      f"Give one, or a folder with {_name(0)} and so on, one for each image."
     ) from error

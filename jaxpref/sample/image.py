@@ -25,6 +25,10 @@ Ids = Mapping[str, Int32[Array, "_ tokens"]]
 """Of the prompts, for each text encoder."""
 
 
+Start = Callable[[int], UInt8[np.ndarray, "y x 3"]]
+"""From an image's number, the one that it starts from."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """How images are made; checked."""
@@ -36,13 +40,12 @@ class Recipe:
   rescaled: float
   negative_prompt: str
   seed: int
-  image: UInt8[np.ndarray, "y x 3"] | None  # to start from
+  scores: tuple[float, float]  # of beauty: what to come to, and to keep from
+  image: Start | None
 
 
 def make_recipe(
-  model: ImageModel,
-  settings: config.Sample,
-  image: UInt8[np.ndarray, "y x 3"] | None = None,
+  model: ImageModel, settings: config.Sample, image: Start | None = None
 ) -> Recipe:
   """Raises UserError for a size, sampler or number of steps that cannot be."""
   factor, unet = model.factor, model.definitions["unet"]
@@ -57,9 +60,10 @@ def make_recipe(
       )
   sampler = make_sampler(settings.sampler, model.scheduler, settings.steps)
   if image is not None:
-    if image.shape[:2] != (height, width):
+    has = image(0).shape
+    if has[:2] != (height, width):
       raise UserError(
-        f"config.sample.image is {image.shape[1]} wide and {image.shape[0]} "
+        f"config.sample.image is {has[1]} wide and {has[0]} "
         f"high, and the images are to be {width} by {height}. Scale it, or set "
         "config.sample.width and height."
       )
@@ -72,6 +76,7 @@ def make_recipe(
     settings.guidance_rescale,
     settings.negative_prompt,
     settings.seed,
+    (settings.aesthetic_score, settings.negative_aesthetic_score),
     image,
   )
 
@@ -96,7 +101,6 @@ def make_images(
   """
   program = jax.jit(_spread(_program(model, recipe)))
   empty, _ = tokenize(model, [recipe.negative_prompt])
-  image = None if recipe.image is None else recipe.image[None]
 
   def make(
     params: Params, prompts: Sequence[str], numbers: Sequence[int]
@@ -107,7 +111,8 @@ def make_images(
       places = [i % len(prompts) for i in range(start, start + rows)]
       ids, _ = tokenize(model, [prompts[i] for i in places])
       numbered = np.asarray([numbers[i] for i in places], np.int32)
-      made.append(program(params, ids, empty, numbered, image))
+      starts = recipe.image and np.stack([recipe.image(i) for i in numbered])
+      made.append(program(params, ids, empty, numbered, starts))
     return np.concatenate(made)[: len(prompts)]
 
   return make
@@ -117,7 +122,7 @@ def _spread(program: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   """The program on each device, for its own prompts and numbers."""
 
   def spread(*args: Any) -> jax.Array:
-    own = ((), ("batch",), (), ("batch",), ())
+    own = ((), ("batch",), (), ("batch",), ("batch",))
     made = sharding.per_device(program, own, ("batch",))(*args)
     # On every device, so that each process can read all of it.
     return sharding.constrain(made, (None,) * 4)
@@ -139,29 +144,31 @@ def _program(model: ImageModel, recipe: Recipe) -> Callable[..., jax.Array]:
       return start * noise, draw
     autoencoder = bind(vae, params["vae"])
     moments = autoencoder.encode(image.astype(jnp.float32) / 127.5 - 1.0)
-    latent = jnp.broadcast_to(autoencoder.scale(moments.mean), noise.shape)
     level = jnp.asarray(steps.alpha[0]), jnp.asarray(steps.sigma[0])
-    return add_noise(latent, noise, *level), draw
+    return add_noise(autoencoder.scale(moments.mean), noise, *level), draw
 
   def ask(params: Params, latents: Any, timesteps: Any, text: Any) -> jax.Array:
-    context, pooled = text
-    sizes = _sizes(recipe, len(latents))
+    context, pooled, sizes = text
     added = {"text_embeds": pooled, "time_ids": sizes}
     return bind(unet, params["unet"])(
       latents, timesteps, context, added if model.takes_sizes else None
     )
 
   def predictor(params: Params, ids: Ids, empty: Ids) -> Predict:
-    text = encode_text(model.pipeline, params, ids)
+    score, negative_score = recipe.scores
+    encoded = encode_text(model.pipeline, params, ids)
+    count = len(encoded[0])
+    text = *encoded, _sizes(model, recipe, score, count)
     asked = functools.partial(ask, params)
     if recipe.guidance <= 1.0:
       return unguided(asked, text)
-    without = encode_text(model.pipeline, params, empty)
+    none = encode_text(model.pipeline, params, empty)
     if model.zero_empty and not recipe.negative_prompt:
-      without = jax.tree.map(jnp.zeros_like, without)
-    without = jax.tree.map(
-      lambda one, all_: jnp.broadcast_to(one, all_.shape), without, text
+      none = jax.tree.map(jnp.zeros_like, none)
+    none = jax.tree.map(
+      lambda one, all_: jnp.broadcast_to(one, all_.shape), none, encoded
     )
+    without = *none, _sizes(model, recipe, negative_score, count)
     scales = {"scale": recipe.guidance, "rescaled": recipe.rescaled}
     return guided(asked, text, without, **scales)
 
@@ -170,7 +177,7 @@ def _program(model: ImageModel, recipe: Recipe) -> Callable[..., jax.Array]:
     ids: Ids,
     empty: Ids,
     numbers: Int32[Array, " images"],
-    image: UInt8[Array, "one y x 3"] | None,
+    image: UInt8[Array, "images y x 3"] | None,
   ) -> UInt8[Array, "images y x 3"]:
     noise, draw = beginning(params, numbers, image)
     latents = denoise(
@@ -188,11 +195,15 @@ def _program(model: ImageModel, recipe: Recipe) -> Callable[..., jax.Array]:
   return program
 
 
-def _sizes(recipe: Recipe, rows: int) -> jax.Array:
+def _sizes(
+  model: ImageModel, recipe: Recipe, score: float, rows: int
+) -> jax.Array:
   """SDXL's conditions: the original size, the crop's corner, the target size.
 
-  In float32, whatever the model computes in: 16 bits round above 256.
+  The refiner has `score` in place of the last. In float32, whatever the model
+  computes in: 16 bits round above 256.
   """
   size = (recipe.height, recipe.width)
-  ids = jnp.asarray([*size, 0, 0, *size], jnp.float32)
-  return jnp.broadcast_to(ids, (rows, 6))
+  last = (score,) if model.takes_rating else size
+  ids = jnp.asarray([*size, 0, 0, *last], jnp.float32)
+  return jnp.broadcast_to(ids, (rows, len(ids)))

@@ -15,7 +15,7 @@ from jaxpref.models.sdxl.image_model import (
   open_image_model,
   tokenize,
 )
-from jaxpref.sample.album import Album, read_image
+from jaxpref.sample.album import Album, read_starts
 from jaxpref.sample.image import make_images, make_recipe
 from jaxpref.sample.prompts import read_prompts
 
@@ -34,9 +34,14 @@ def sample_images(
   sample = settings.sample
   prompts = [p for p in _prompts(sample) for _ in range(sample.per_prompt)]
   model = open_image_model(settings.model)
-  image = read_image(sample.image) if sample.image else None
+  image = read_starts(sample.image, len(prompts)) if sample.image else None
+  if model.takes_rating and not image:
+    raise UserError(
+      f"{settings.model.path} refines images, and config.sample.image is "
+      "empty. Give an image, or the folder samples/ of another run."
+    )
   recipe = make_recipe(model, sample, image)
-  told = _told(settings, recipe.height, recipe.width)
+  told = _told(settings, recipe.height, recipe.width, model.takes_rating)
   album = Album(workdir / "samples", prompts, told)
   _tell_of_cuts(tokenize(model, prompts)[1], model)
   with jax.set_mesh(mesh):
@@ -75,7 +80,9 @@ def _prompts(sample: config.Sample) -> list[str]:
   return prompts
 
 
-def _told(settings: config.Config, height: int, width: int) -> dict[str, Any]:
+def _told(
+  settings: config.Config, height: int, width: int, rated: bool
+) -> dict[str, Any]:
   """What decides an image beside its prompt and its number."""
   sample = settings.sample
   told = {
@@ -91,6 +98,9 @@ def _told(settings: config.Config, height: int, width: int) -> dict[str, Any]:
     "dtype": settings.model.dtype,
     "param_dtype": settings.model.param_dtype,
   }
+  if rated:
+    scores = sample.aesthetic_score, sample.negative_aesthetic_score
+    told |= {"aesthetic_scores": list(scores)}
   if sample.image:
     told |= {"start": sample.image, "strength": sample.strength}
   return told
@@ -98,7 +108,7 @@ def _told(settings: config.Config, height: int, width: int) -> dict[str, Any]:
 
 def _tell_of_cuts(count: int, model: ImageModel) -> None:
   if count:
-    encoder = model.definitions["text_encoder"].config
+    encoder = model.definitions[next(iter(model.tokenizers))].config
     say(
       f"Warning: {count} of the prompts are longer than the "
       f"{encoder.max_position_embeddings} tokens that the model reads; the "

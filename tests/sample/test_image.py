@@ -36,7 +36,8 @@ def images(model):
   """images(sample, ...) -> of all four prompts, [4, 64, 64, 3]."""
 
   def make(sample=SAMPLE, *, image=None, shape=(1, 1, 1), together=4):
-    program = make_images(model, make_recipe(model, sample, image))
+    start = None if image is None else lambda number: image
+    program = make_images(model, make_recipe(model, sample, start))
     with jax.set_mesh(mesh := sharding.make_mesh(*shape)):
       params = model.load(mesh)
       made = [
@@ -132,6 +133,60 @@ def test_pixels_from_an_image_are_those_of_diffusers(
   assert np.abs(made - np.round(255 * expected)).max() <= 1
 
 
+@pytest.fixture(scope="module")
+def refiner(theirs, tmp_path_factory):
+  """A tiny SDXL refiner: one text encoder, and a score in place of a size."""
+  torch.manual_seed(1)
+  config = dict(theirs.unet.config) | {
+    "cross_attention_dim": 4,
+    "projection_class_embeddings_input_dim": 8 + 5 * 4,
+  }
+  pipeline = diffusers.StableDiffusionXLImg2ImgPipeline(
+    vae=theirs.vae,
+    unet=diffusers.UNet2DConditionModel(**config),
+    text_encoder=None,
+    tokenizer=None,
+    text_encoder_2=theirs.text_encoder_2,
+    tokenizer_2=theirs.tokenizer_2,
+    scheduler=theirs.scheduler,
+    requires_aesthetics_score=True,
+    force_zeros_for_empty_prompt=False,
+  )
+  pipeline.save_pretrained(folder := tmp_path_factory.mktemp("refiner") / "x")
+  pipeline.set_progress_bar_config(disable=True)
+  return pipeline, folder
+
+
+def test_a_refiner_goes_on_from_images(refiner, plain, monkeypatch):
+  """Each image from its own start, told the same scores as by diffusers."""
+  pipeline, folder = refiner
+  start, _ = draws(image_keys(7, jnp.arange(2)), (8, 8, 4))
+  start = torch.tensor(np.array(start)).permute(0, 3, 1, 2)
+  module = sys.modules[type(pipeline).__module__]
+  monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: start)
+  posterior = diffusers.models.autoencoders.vae.DiagonalGaussianDistribution
+  monkeypatch.setattr(posterior, "sample", lambda self, *_: self.mode())
+  pictures = plain[:2].astype(np.uint8)
+  ask = functools.partial(
+    pipeline,
+    PROMPTS[:2],
+    image=[Image.fromarray(each) for each in pictures],
+    strength=0.67,
+    num_inference_steps=3,
+    guidance_scale=5.0,
+    output_type="np",
+  )
+  pixels = lambda **given: np.round(255 * ask(**given).images).astype(int)
+  model = open_image_model(config.Model(path=str(folder), dtype="float32"))
+  sample = dataclasses.replace(SAMPLE, strength=0.67, guidance_rescale=0.0)
+  make = make_images(model, make_recipe(model, sample, pictures.__getitem__))
+  with jax.set_mesh(mesh := sharding.make_mesh(1, 1, 1)):
+    made = make(model.load(mesh), PROMPTS[:2], [0, 1]).astype(int)
+  assert np.abs(made - pixels()).max() <= 1
+  other = pixels(aesthetic_score=1.0, negative_aesthetic_score=6.0)
+  assert np.abs(made - other).max() > 1
+
+
 @pytest.mark.parametrize(
   ("changed", "words"),
   [
@@ -148,7 +203,7 @@ def test_what_cannot_be_made(model, changed, words):
 
 def test_an_image_of_another_size(model):
   with pytest.raises(UserError, match="32 wide and 64 high"):
-    make_recipe(model, SAMPLE, np.zeros((64, 32, 3), np.uint8))
+    make_recipe(model, SAMPLE, lambda i: np.zeros((64, 32, 3), np.uint8))
 
 
 def test_tokens_are_those_of_transformers(model):

@@ -10,7 +10,7 @@ from jaxpref import config
 from jaxpref.errors import UserError
 from jaxpref.launch import main
 from jaxpref.sample import image_stage
-from jaxpref.sample.album import Album
+from jaxpref.sample.album import Album, read_starts
 
 CONFIG = "configs/sample_sdxl.py"
 
@@ -168,6 +168,19 @@ def test_contact_sheet_of_prompts_in_any_alphabet(tmp_path):
   for number, (y, x) in enumerate([(8, 8), (8, 272), (306, 8)]):
     assert (pixels[y : y + 128, x : x + 256] == 60 * (number + 1)).all()
     assert pixels[y + 256 : y + 290, x : x + 256].min() < 100  # its caption
+
+
+def test_images_of_another_run_to_start_from(tmp_path):
+  for number, size in enumerate([(8, 6), (8, 6), (6, 8)]):
+    Image.new("RGB", size, (number, 0, 0)).save(tmp_path / f"0000{number}.png")
+  start = read_starts(str(tmp_path), 2)
+  assert [start(i)[0, 0, 0] for i in (0, 1)] == [0, 1]
+  one = read_starts(str(tmp_path / "00001.png"), 9)
+  assert one(8).max() == 1
+  with pytest.raises(UserError, match=r"00002\.png is 6 wide and 8 high, and"):
+    read_starts(str(tmp_path), 3)
+  with pytest.raises(UserError, match=r"00003\.png cannot be read"):
+    read_starts(str(tmp_path), 4)
 
 
 def test_a_file_that_is_no_image_of_a_run(tmp_path):

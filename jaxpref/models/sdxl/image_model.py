@@ -48,6 +48,14 @@ class ImageModel:
     return unet.addition_embed_type is not None
 
   @property
+  def takes_rating(self) -> bool:
+    """Whether it is told how beautiful the image is to be, as SDXL's refiner.
+
+    That stands in the place of the target size.
+    """
+    return bool(self.pipeline.index.get("requires_aesthetics_score"))
+
+  @property
   def zero_empty(self) -> bool:
     """Whether no negative prompt is told by zeros, instead of by ''."""
     return bool(self.pipeline.index.get("force_zeros_for_empty_prompt"))
@@ -76,12 +84,12 @@ def open_image_model(settings: config.Model) -> ImageModel:
   pipeline = open_pipeline(
     folder, dtype=settings.dtype, param_dtype=settings.param_dtype, remat=""
   )
-  for name in ("unet", "vae", "text_encoder"):
-    if name not in pipeline.definitions:
+  for names in (("unet",), ("vae",), ENCODERS):
+    if not any(name in pipeline.definitions for name in names):
       raise UserError(
-        f"{folder / INDEX} names no {name!r}, without which no image can be "
-        "made of a prompt. Give the folder of a Stable Diffusion or an SDXL "
-        "(whose refiner, without a first text encoder, is not supported here)."
+        f"{folder / INDEX} names no {names[0]!r}, without which no image can "
+        "be made of a prompt. Give the folder of a Stable Diffusion, an SDXL "
+        "or its refiner."
       )
   return ImageModel(
     pipeline,
