@@ -98,7 +98,7 @@ def run_jaxpref(flags: argparse.Namespace) -> dict[str, Any]:
     "seconds": round(seconds, 2),
     "seconds in the tokenizer": round(inside, 2),
     "share of all else": round(1.0 - inside / seconds, 3),
-    "examples": len(prepared),
+    "examples": prepared.stats["examples"],
     "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
   }
 

@@ -63,7 +63,7 @@ def prepare(
   )
   prepared = Prepared(folder)
   check_refusals(prepared, data, path)
-  if not len(prepared):
+  if not prepared.stats["examples"]:  # which opens no array
     raise UserError(_nothing_left(prepared.stats, data, path))
   return prepared
 
