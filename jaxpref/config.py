@@ -210,6 +210,8 @@ class Sample:
 class Score:
   pattern: str = ""  # regular expression; the share of samples it matches
   rater: str = ""  # of sampled images: red; '' = none
+  # In the stage 'score', folders of CLIP models, by the names of their scores.
+  models: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @_section
@@ -292,7 +294,9 @@ def with_absolute_paths(config: Config) -> Config:
     name: dataclasses.replace(each, path=_absolute(each.path))
     for name, each in config.data.sources.items()
   }
-  return _replace(config, "data.sources", sources)
+  config = _replace(config, "data.sources", sources)
+  raters = {name: _absolute(each) for name, each in config.score.models.items()}
+  return _replace(config, "score.models", raters)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -383,6 +387,7 @@ def _check_values(config: Config) -> None:
   checks.check_sources(config.data)
   checks.check_curriculum(config)
   checks.check_stages(config.stages)
+  checks.check_raters(config.score.models)
 
 
 def _get(config: Any, key: str) -> Any:

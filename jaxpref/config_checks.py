@@ -1,6 +1,6 @@
 """What values of settings go together, where that takes more than a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
@@ -174,8 +174,22 @@ def check_shares(config: Any) -> None:
 def check_stages(stages: Sequence[str]) -> None:
   """Raises UserError for a stage that there is not."""
   for stage in stages:
-    if stage not in ("prepare", "sample", "fit"):
+    if stage not in ("prepare", "sample", "score", "fit"):
       raise UserError(
         f"config.stages names {stage!r}; it may hold 'prepare' and 'fit', or "
-        "'sample' for images."
+        "'sample' and 'score' for images."
       )
+
+
+def check_raters(models: Mapping[str, str]) -> None:
+  """Raises UserError unless each name has a folder."""
+  for name, folder in models.items():
+    if not folder or name in _MADE:
+      raise UserError(
+        f"config.score.models.{name} is {folder!r}; it must be the folder of a "
+        f"model, and its name none of {', '.join(_MADE)}, which the stage "
+        "'score' makes of several."
+      )
+
+
+_MADE = ("votes", "ensemble")

@@ -32,6 +32,8 @@ def cast(hint: Any, value: Any, key: str, source: str) -> Any:
     item = get_args(hint)[0]
     if isinstance(value, (list, tuple)):
       return tuple(cast(item, each, key, source) for each in value)
+  if get_args(hint) == (str, str) and isinstance(value, Mapping):
+    return {x: cast(str, y, f"{key}.{x}", source) for x, y in value.items()}
   kind = get_origin(hint) or hint
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     names = {int: "a whole number", float: "a number", bool: "true or false"}

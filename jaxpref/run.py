@@ -41,7 +41,9 @@ from jaxpref.image_task import image_task
 from jaxpref.models.lora import overlay
 from jaxpref.models.source import resolve_model
 from jaxpref.report import write_report
+from jaxpref.sample.album import SAMPLES
 from jaxpref.sample.image_stage import sample_images
+from jaxpref.score.image_stage import score_images
 from jaxpref.summary import before_and_after
 from jaxpref.text_task import text_task
 from jaxpref.types import Params
@@ -62,9 +64,8 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
   workdir = workdir.expanduser().absolute()
   check_folder(settings, workdir)
   _check_stages(settings)
-  if settings.stages == ("sample",):
-    sheet = sample_images(settings, workdir, mesh)
-    say(f"Images: {sheet.parent}\nContact sheet: {sheet}")
+  if {"sample", "score"} & {*settings.stages}:
+    _make_images(settings, workdir, mesh)
     return True
   check_suits(settings)
   check_mode(settings)
@@ -169,14 +170,27 @@ def _run_curriculum(settings: config.Config, workdir: pathlib.Path) -> bool:
   return True
 
 
+def _make_images(
+  settings: config.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> None:
+  """The stages `sample` and `score` of images."""
+  if "sample" in settings.stages:
+    sheet = sample_images(settings, workdir, mesh)
+    say(f"Images: {sheet.parent}\nContact sheet: {sheet}")
+    data = dataclasses.replace(settings.data, path=str(sheet.parent / SAMPLES))
+    settings = dataclasses.replace(settings, data=data)
+  if "score" in settings.stages:
+    say(f"Scored images: {score_images(settings, workdir)}")
+
+
 def _check_stages(settings: config.Config) -> None:
   family, stages = settings.model.family, settings.stages
-  alone = stages == ("sample",) and family == "sdxl"
-  if "sample" in stages and not alone:
+  own = stages in (("sample",), ("score",), ("sample", "score"))
+  if {"sample", "score"} & {*stages} and not (own and family == "sdxl"):
     raise UserError(
       f"config.model.family is {family!r} and config.stages is {list(stages)}: "
-      "so far the stage 'sample' stands alone, and is for models of images "
-      "('sdxl')."
+      "so far the stages 'sample' and 'score' stand alone, or the one before "
+      "the other, and are for models of images ('sdxl')."
     )
 
 

@@ -223,6 +223,8 @@ def test_every_field_can_be_set(key):
     value = ["a", "b"]
   elif key == "data.sources":
     value = {"own": {"path": "x", "format": "hh", "weight": 0.5}}
+  elif key == "score.models":
+    value = {"pick": "x"}
   else:
     value = {"hidden_size": 8}
   section, _, name = key.rpartition(".")

@@ -1,6 +1,6 @@
 """Records of images with their pixels, or why a row has none."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jaxtyping
@@ -29,9 +29,6 @@ def pictured(
 ) -> Iterator[Pictured]:
   """The usable records of the files, in order, with every image decoded.
 
-  A row with an image that cannot be decoded is refused whole; one that
-  compares images of the same pixels is left out.
-
   Args:
     files: see `read.source_files`.
     name: of their format, one of `formats.FORMATS`, or 'auto'.
@@ -39,7 +36,22 @@ def pictured(
     tell: is called with each row that is refused, and why.
     max_pixels: of an image.
   """
-  for record in build.records(files, name, tally, tell):
+  records = build.records(files, name, tally, tell)
+  return decoded(records, tally, tell, max_pixels)
+
+
+def decoded(
+  records: Iterable[Record],
+  tally: build.Tally,
+  tell: Callable[[read.Refusal], None],
+  max_pixels: int = pictures.MAX_PIXELS,
+) -> Iterator[Pictured]:
+  """The records with every image decoded; arguments as of `pictured`.
+
+  A row with an image that cannot be decoded is refused whole; one that
+  compares images of the same pixels is left out.
+  """
+  for record in records:
     try:
       pixels = [_pixels(each.content, max_pixels) for each in record.responses]
     except Refused as error:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from jaxpref.errors import UserError
 from jaxpref.files import replacing
 
-_SHEET = "contact_sheet.png"
+SAMPLES, _SHEET = "samples.jsonl", "contact_sheet.png"
 _MOST, _SIDE, _TEXT = 100, 256, 34  # images on it, their pixels, the caption's
 
 
@@ -68,7 +68,7 @@ class Album:
       }
       for number, prompt in enumerate(self._prompts)
     )
-    with replacing(self._folder / "samples.jsonl") as partial:
+    with replacing(self._folder / SAMPLES) as partial:
       partial.write_text("".join(json.dumps(each) + "\n" for each in lines))
     with replacing(sheet := self._folder / _SHEET) as partial:
       self._sheet().save(partial, format="PNG")

@@ -51,7 +51,7 @@ def sample_images(
       for start in range(0, len(prompts), rows)
     ]
     left = [batch for batch in batches if album.missing(batch)]
-    _write_config(settings, workdir)
+    write_config(settings, workdir)
     if left:
       make = make_images(model, recipe)
       params = model.load(mesh)
@@ -116,7 +116,8 @@ def _tell_of_cuts(count: int, model: ImageModel) -> None:
     )
 
 
-def _write_config(settings: config.Config, workdir: pathlib.Path) -> None:
+def write_config(settings: config.Config, workdir: pathlib.Path) -> None:
+  """The run folder with its config.json."""
   if jax.process_index():
     return
   workdir.mkdir(parents=True, exist_ok=True)

@@ -164,6 +164,11 @@ FORMATS = {
     "say which is better: A, B or same",
     ("prompt", "path_A", "path_B"), videos.videoalign,
   ),
+  "sampled": Format(
+    "column response names an image that was made of prompt by seed; rows that "
+    "follow each other on one prompt are one example",
+    ("prompt", "response", "seed"), images.sampled, named=False, joins=True,
+  ),
   "image_pair": Format(
     "columns chosen and rejected hold images of prompt",
     ("prompt", *_PAIR), images.image_pair, named=False,

@@ -108,8 +108,18 @@ def image_pair(id: str, values: Values) -> Record:
   return pair(id, prompt, chosen, rejected, pair_scores(values))
 
 
+def sampled(id: str, values: Values) -> Record:
+  """An image of `samples.jsonl`, which the stage `sample` writes."""
+  image = picture(columns.present(values, "response"), "response")
+  return Record(id, caption(values), [response(image)])
+
+
 def detect(values: Values) -> str:
   """The format of this module that a row is in, '' for none."""
+  if {"prompt", "seed"} <= values.keys() and _looks_like_picture(
+    values.get("response")
+  ):
+    return "sampled"
   if "prompt" in values and any(name in values for name in _LISTS):
     if any(name in values for name in ("human_preference", "raw_annotations")):
       return "hpdv2"

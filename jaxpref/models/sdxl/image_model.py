@@ -95,7 +95,7 @@ def open_image_model(settings: config.Model) -> ImageModel:
     pipeline,
     read_scheduler(folder),
     {
-      name: _tokenizer(folder / name.replace("text_encoder", "tokenizer"))
+      name: read_tokenizer(folder / name.replace("text_encoder", "tokenizer"))
       for name in pipeline.definitions
       if name in ENCODERS
     },
@@ -123,8 +123,14 @@ def tokenize(
   return ids, int(too_long.sum())
 
 
-def _tokenizer(folder: pathlib.Path) -> Any:
+def read_tokenizer(folder: pathlib.Path) -> Any:
+  """CLIP's tokenizer; UserError where its files are missing or broken."""
   try:
+    if not any(
+      all((folder / name).is_file() for name in names)
+      for names in (("tokenizer.json",), ("vocab.json", "merges.txt"))
+    ):  # transformers would go on without a vocabulary
+      raise FileNotFoundError
     return transformers.CLIPTokenizer.from_pretrained(folder)
   except Exception as error:  # whatever a missing or broken file raises
     raise UserError(
