@@ -63,8 +63,11 @@ def test_mistakes_in_settings(fail, tmp_path):
     "sample__sampler": ("eular", "Did you mean 'euler'?"),
     "sample__steps": (0, "at least 1"),
     "sample__image": (tmp_path / "no.png", "cannot be read as an image"),
-    "model__family": ("llama", "the stage 'sample' stands alone"),
-    "stages": ("('sample','fit')", "the stage 'sample' stands alone"),
+    "model__family": ("llama", "the stages 'sample' and 'score' stand alone"),
+    "stages": (
+      "('sample','fit')",
+      "the stages 'sample' and 'score' stand alone",
+    ),
     "model__path": (tmp_path / "nowhere", "where there is no model_index.json"),
   }
   for key, (value, words) in cases.items():
