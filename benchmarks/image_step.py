@@ -5,18 +5,21 @@
 The other side does what diffusers' script for Diffusion-DPO of Stable Diffusion
 with LoRA does in a step, on diffusers' models and PEFT's adapter: encodes the
 images and the captions, noises them, runs the UNet with the adapter and without
-it, and takes AdamW's step. Ours trains through `run`, which has encoded all of
-them before. Both have the same random weights, images, batch and rank, float32;
-noise and timesteps are drawn by each itself, so losses agree in their size
-alone. TOKENIZER holds vocab.json and merges.txt of CLIP.
+it, and takes AdamW's step. Ours trains through `run`, once from caches, which
+hold all of them encoded, and once from pixels, encoding them as it goes as the
+script does. All have the same random weights, images, batch and rank, float32.
+Noise and timesteps are torch's own on that side, so that its losses agree with
+ours in their size alone; ours from caches and from pixels are the same numbers.
+TOKENIZER holds vocab.json and merges.txt of CLIP.
 
 Each side runs in a process of its own; the first half of the steps compiles,
-and the rate is that of the second half. Seconds that ours takes to encode are
-told too. One JSON object goes to stdout.
+and the rate is that of the second half. Seconds that ours takes before training
+are told too. One JSON object goes to stdout.
 """
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -33,15 +36,21 @@ RANK, BETA, RATE, SIDE = 8, 500.0, 1e-5, 64
 def main() -> None:
   flags = _parse()
   if flags.side:
-    run_side = {"jaxpref": run_jaxpref, "torch": run_torch}[flags.side]
-    print(json.dumps(run_side(flags)))
+    print(json.dumps(SIDES[flags.side](flags)))
     return
   with tempfile.TemporaryDirectory() as folder:
     flags.folder = folder
     write_inputs(flags)
-    found = {side: _in_process(side, flags) for side in ("torch", "jaxpref")}
+    found: dict[str, Any] = {x: _in_process(x, flags) for x in SIDES}
   rates = {side: each["pairs_per_second"] for side, each in found.items()}
-  found["ours by theirs"] = round(rates["jaxpref"] / rates["torch"], 2)
+  for ours, other in (
+    ("cached", "torch"),
+    ("pixels", "torch"),
+    ("cached", "pixels"),
+  ):
+    found[f"{ours} by {other}"] = round(rates[ours] / rates[other], 2)
+  losses = (found[side]["losses"] for side in ("cached", "pixels"))
+  found["losses apart"] = max(abs(a - b) for a, b in zip(*losses, strict=True))
   print(json.dumps(found, indent=1))
 
 
@@ -104,8 +113,11 @@ def write_inputs(flags: argparse.Namespace) -> None:
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run_jaxpref(flags: argparse.Namespace) -> dict[str, Any]:
-  """Trains through `run`, as the command line does."""
+def run_jaxpref(flags: argparse.Namespace, encode: str) -> dict[str, Any]:
+  """Trains through `run`, as the command line does.
+
+  Images are encoded `before` or `during` training.
+  """
   from jaxpref import config
   from jaxpref.fit.metrics import RunLog, read_metrics
   from jaxpref.run import run
@@ -118,7 +130,7 @@ def run_jaxpref(flags: argparse.Namespace) -> dict[str, Any]:
 
   RunLog.write = timed  # type: ignore[method-assign]
   folder = pathlib.Path(flags.folder)
-  os.environ["JAXPREF_CACHE"] = str(folder / "cache")
+  os.environ["JAXPREF_CACHE"] = str(folder / f"cache_{encode}")
   settings = config.build(
     {
       "model": {
@@ -132,6 +144,7 @@ def run_jaxpref(flags: argparse.Namespace) -> dict[str, Any]:
         "path": str(folder / "pairs.jsonl"),
         "batch_size": flags.batch,
         "rows_per_device": 2 * flags.batch,
+        "encode": encode,
       },
       "loss": {"name": "dpo", "beta": BETA},
       "optimizer": {"learning_rate": RATE, "schedule": "constant"},
@@ -142,11 +155,15 @@ def run_jaxpref(flags: argparse.Namespace) -> dict[str, Any]:
   )
   began = time.perf_counter()
   only = dataclasses.replace(settings, stages=("prepare",))
-  run(only, folder / "prepare")
+  run(only, folder / f"prepare_{encode}")
   prepared = time.perf_counter() - began
-  run(settings, folder / "run")
-  losses = [line["loss"] for line in read_metrics(folder / "run")]
-  return {**_rates(ticks, flags), "encode_seconds": prepared, "losses": losses}
+  run(settings, folder / f"run_{encode}")
+  losses = [line["loss"] for line in read_metrics(folder / f"run_{encode}")]
+  return {
+    **_rates(ticks, flags),
+    "prepare_seconds": prepared,
+    "losses": losses,
+  }
 
 
 def run_torch(flags: argparse.Namespace) -> dict[str, Any]:
@@ -217,6 +234,13 @@ def run_torch(flags: argparse.Namespace) -> dict[str, Any]:
     losses.append(float(loss.detach()))
     ticks.append(time.perf_counter())
   return {**_rates(ticks, flags), "losses": losses}
+
+
+SIDES = {
+  "torch": run_torch,
+  "cached": functools.partial(run_jaxpref, encode="before"),
+  "pixels": functools.partial(run_jaxpref, encode="during"),
+}
 
 
 def _rates(ticks: list[float], flags: argparse.Namespace) -> dict[str, Any]:

@@ -119,6 +119,8 @@ class Data:
   batch_size: int = 64  # prompts a step
   buckets: int = 1  # shapes that steps are padded to; each is compiled
   resolution: int = 0  # pixels of an image's sides; 0 = the model's own
+  flip: float = 0.0  # the share of draws in which images are mirrored
+  encode: str = "before"  # when images and captions are: before | during
   shuffle: bool = True
   seed: int = 0
   epochs: int = 1

@@ -13,6 +13,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
   "model.attention": ("auto", "xla", "cudnn", "splash"),
   "reference.mode": ("auto", "live", "cached", "base", "none"),
   "reference.fill": ("before", "during"),
+  "data.encode": ("before", "during"),
   "data.truncate": ("drop", "keep_start", "keep_end"),
   "pair.rule": ("best_worst", "best_rest", "adjacent", "all_pairs"),
   "pair.ties": ("drop", "keep", "soften"),
@@ -168,6 +169,11 @@ def check_shares(config: Any) -> None:
     raise UserError(
       f"config.diffusion.drop_caption is {config.diffusion.drop_caption}; it "
       "is the share of draws without a caption, at least 0 and below 1."
+    )
+  if not config.data.flip <= 1:
+    raise UserError(
+      f"config.data.flip is {config.data.flip}; it is the share of draws in "
+      "which images are mirrored, at least 0 and at most 1."
     )
 
 

@@ -1,4 +1,4 @@
-"""A run of a diffusion model: on latents and texts that are encoded before."""
+"""A run of a diffusion model, on latents and texts or on what they are of."""
 
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,9 @@ import numpy as np
 from jaxpref import config, sharding
 from jaxpref.data.image_steps import ImageSteps
 from jaxpref.data.images import PreparedImages, prepare_images, resolution
+from jaxpref.data.pixels import PreparedPixels, prepare_pixels
 from jaxpref.errors import UserError
+from jaxpref.fit.encoding import encoded_first, make_encode, score_encoded
 from jaxpref.fit.examples import order_examples, read_examples
 from jaxpref.fit.image_errors import cached_errors
 from jaxpref.fit.image_objective import image_objective, reference_errors
@@ -26,6 +28,7 @@ from jaxpref.fit.image_reference import (
   with_image_mode,
 )
 from jaxpref.fit.loss import find_loss
+from jaxpref.fit.objectives import Objective, Roles
 from jaxpref.fit.preview import replace_samples
 from jaxpref.fit.put import put_batch
 from jaxpref.fit.task import Task
@@ -34,7 +37,12 @@ from jaxpref.hosts import say
 from jaxpref.models.build import Definition, init_params
 from jaxpref.models.sdxl.image_model import ImageModel, open_image_model
 from jaxpref.models.sdxl.lora_file import load_lora, save_lora
-from jaxpref.models.sdxl.pipeline import Pipeline, StoredParts, save_pipeline
+from jaxpref.models.sdxl.pipeline import (
+  Pipeline,
+  StoredParts,
+  encoders,
+  save_pipeline,
+)
 from jaxpref.models.source import folder_digest
 from jaxpref.plan.image import image_flops
 from jaxpref.sample.album import Album
@@ -43,6 +51,8 @@ from jaxpref.sample.invert import ddim_inverse_from
 from jaxpref.sample.prompts import read_prompts
 from jaxpref.score.raters import RATERS, preference_rate
 from jaxpref.types import Params
+
+_Examples = PreparedImages | PreparedPixels
 
 
 def image_task(
@@ -62,8 +72,9 @@ def image_task(
       "another model. Train that one; a refiner is for the stage 'sample'."
     )
   _check_noise(settings.diffusion, encoder)
+  prepare = prepare_pixels if _encodes(settings) else prepare_images
   train, test = read_examples(
-    settings, lambda data, path: prepare_images(data, path, encoder, say)
+    settings, lambda data, path: prepare(data, path, encoder, say)
   )
   if "fit" not in settings.stages:
     return None
@@ -85,7 +96,9 @@ def image_task(
       save_lora(workdir / "adapter", definition, trained)
     return workdir / "export"
 
-  one = image_flops(settings, definition, train.latent_shape)
+  side = resolution(settings.data, encoder) // encoder.factor
+  latent = side, side, definition.config.in_channels
+  one = image_flops(settings, definition, latent)
   return Task(
     settings=settings,
     definition=definition,
@@ -96,9 +109,7 @@ def image_task(
     steps=steps,
     test_steps=test_steps,
     put=functools.partial(put_batch, mesh),
-    objective=functools.partial(
-      image_objective, definition, settings, encoder.scheduler
-    ),
+    objective=functools.partial(_objective, settings, encoder, definition),
     open_reference=lambda: (
       _open_reference(settings, encoder, definition, mesh, steps, test_steps),
       lambda: None,
@@ -107,6 +118,26 @@ def image_task(
     preview=preview.write,
     export=export,
   )
+
+
+def _encodes(settings: config.Config) -> bool:
+  """Whether images and captions are encoded as training goes."""
+  return settings.data.encode == "during"
+
+
+def _objective(
+  settings: config.Config,
+  encoder: ImageModel,
+  definition: Definition,
+  *,
+  training: bool = False,
+) -> Objective:
+  found = image_objective(
+    definition, settings, encoder.scheduler, training=training
+  )
+  if not _encodes(settings):
+    return found
+  return encoded_first(found, make_encode(encoder.definitions))
 
 
 def _exact(settings: config.Model) -> config.Model:
@@ -186,6 +217,10 @@ def _open_reference(
 
   roles = image_roles(settings, definition)
   frozen = {role: load(role, of) for role, of in roles.items()}
+  score = reference_errors(definition, settings, encoder.scheduler)
+  if _encodes(settings):
+    frozen |= _encoders(encoder.pipeline, mesh)
+    score = score_encoded(score, make_encode(encoder.definitions))
   if settings.reference.mode != "cached":
     return frozen
   reference = dataclasses.replace(settings.reference, mode="live")
@@ -194,14 +229,14 @@ def _open_reference(
   )
 
   @functools.cache
-  def load_live() -> dict[str, Params]:
+  def load_live() -> Roles:
     return frozen | {x: load(x, live[x]) for x in live.keys() - roles.keys()}
 
   weights = folder_digest(str(model.pipeline.folder / "unet"), "config.json")
   for part in filter(None, (steps, test_steps)):
     part.ref_error = cached_errors(
       part,
-      reference_errors(definition, settings, encoder.scheduler),
+      score,
       load_live,
       functools.partial(put_batch, mesh),
       dtype=settings.model.dtype,
@@ -211,6 +246,7 @@ def _open_reference(
         "scheduler": dataclasses.asdict(encoder.scheduler),
         "diffusion": dataclasses.asdict(settings.diffusion),
         "seeds": [settings.train.seed, settings.data.seed],
+        "flip": settings.data.flip,
         "param_dtype": (definition.base or definition).storage,
         "platform": sharding.current_platform(),
       },
@@ -220,8 +256,8 @@ def _open_reference(
 
 def _make_steps(
   settings: config.Config,
-  train: PreparedImages,
-  test: PreparedImages | None,
+  train: _Examples,
+  test: _Examples | None,
   mesh: jax.sharding.Mesh,
 ) -> tuple[ImageSteps, ImageSteps | None]:
   data, loss = settings.data, find_loss(settings.loss)
@@ -240,6 +276,7 @@ def _make_steps(
     num_steps=num_steps,
     noise_bank=settings.diffusion.noise_bank,
     drop_caption=settings.diffusion.drop_caption,
+    flip=data.flip,
   )
   held_out = (
     make(test, kept=kept_responses(test, loss), noise_bank=1) if test else None
@@ -256,7 +293,7 @@ class _Preview:
     workdir: pathlib.Path,
     encoder: ImageModel,
     definition: Definition,
-    test: PreparedImages | None,
+    test: _Examples | None,
     mesh: jax.sharding.Mesh,
   ):
     self._settings, self._workdir, self._mesh = settings, workdir, mesh
@@ -333,7 +370,7 @@ class _Preview:
         row["scores"] = {name: each[number] for name, each in scores.items()}
     replace_samples(samples / "samples.jsonl", step, rows)
 
-  def _choose(self, test: PreparedImages | None) -> list[str]:
+  def _choose(self, test: _Examples | None) -> list[str]:
     sample = self._settings.sample
     if sample.prompts:
       prompts = read_prompts(pathlib.Path(sample.prompts))
@@ -345,11 +382,10 @@ class _Preview:
 
 
 def _encoders(pipeline: Pipeline, mesh: jax.sharding.Mesh) -> dict[str, Params]:
-  """All parts but the UNet."""
+  """The weights of the autoencoder and the text encoders."""
   places = {
     name: sharding.param_shardings(mesh, each.shapes, each.axes)
-    for name, each in pipeline.definitions.items()
-    if name != "unet"
+    for name, each in encoders(pipeline.definitions).items()
   }
   parts = StoredParts(pipeline, places)
   return {name: parts[name] for name in places}

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from beartype import beartype
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Int32, jaxtyped
+from jaxtyping import (
+  Array,
+  ArrayLike,
+  Bool,
+  Float,
+  Float32,
+  Int32,
+  UInt8,
+  jaxtyped,
+)
 import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -210,24 +219,60 @@ class TextBatch:
   prefix: int = dataclasses.field(default=0, metadata={"static": True})
 
 
-@_pytree
 @dataclasses.dataclass(frozen=True)
-class ImageBatch:
-  """One micro-batch of latents (a step stacks several on a first axis).
+class Pictures:
+  """What a micro-batch of images has, encoded or not.
 
   A slot is an image. The text that a prompt's images share stands once.
   """
 
-  # Of the autoencoder's posterior, scaled for the UNet; padding is a copy.
-  mean: Float32[Leaf, "slots y x c"]
-  std: Float32[Leaf, "slots y x c"]
-  prompt: Int32[Leaf, "slots"]  # which of the texts below
+  prompt: Int32[Leaf, "slots"]  # which of the texts
   item: Int32[Leaf, "slots"]  # its number among the images of its prompt
   draw: Int32[Leaf, "slots"]  # how often its prompt was drawn before
   sizes: Float32[Leaf, "slots 6"]  # SDXL's conditions, in pixels
   ref_error: Float32[Leaf, "slots"] | None  # of the reference, where cached
-  context: Float32[Leaf, "prompts _ _"]
-  pooled: Float32[Leaf, "prompts _"]
   slots: Slots
   comparisons: Comparisons
   lists: Lists
+
+  @property
+  def texts(self) -> int:
+    """Places for texts in a micro-batch."""
+    raise NotImplementedError
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class ImageBatch(Pictures):
+  """One micro-batch of latents (a step stacks several on a first axis)."""
+
+  # Of the autoencoder's posterior, scaled for the UNet; padding is a copy.
+  mean: Float32[Leaf, "slots y x c"]
+  std: Float32[Leaf, "slots y x c"]
+  context: Float32[Leaf, "prompts _ _"]
+  pooled: Float32[Leaf, "prompts _"]
+
+  @property
+  def texts(self) -> int:
+    return self.context.shape[-3]
+
+
+@_pytree
+@dataclasses.dataclass(frozen=True)
+class PixelBatch(Pictures):
+  """The same before autoencoder and text encoders."""
+
+  pixels: UInt8[Leaf, "slots Y X 3"]  # padding is a copy
+  ids: Mapping[str, Int32[Leaf, "prompts tokens"]]  # by the encoder's name
+
+  @property
+  def texts(self) -> int:
+    return next(iter(self.ids.values())).shape[-2]
+
+  def encoded(self, **arrays: Leaf) -> ImageBatch:
+    """The batch of these latents and texts."""
+    kept = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(Pictures)
+    }
+    return ImageBatch(**kept, **arrays)

@@ -7,23 +7,103 @@ and order are those of text. Equal captions and equal images are stored once.
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import functools
+import hashlib
 import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from jaxpref import config
 from jaxpref.data import formats, read
 from jaxpref.data.build import Table, Tally, records
-from jaxpref.data.cache import MANIFEST, REJECTED
+from jaxpref.data.cache import MANIFEST, REJECTED, Prepared
 from jaxpref.data.columns import Refused
 from jaxpref.data.pictured import pictured
 from jaxpref.data.pictures import digest
+from jaxpref.data.prepared import check_refusals, find_folder
 from jaxpref.data.read import Refusal
 from jaxpref.data.text import Tokens
+from jaxpref.errors import UserError
 from jaxpref.types import Image, Response, Video
 
-LISTED = "listed.json"
-"""The captions, and a digest of each image, by their numbers."""
+RULES_VERSION = 1  # of reading, resizing and encoding; part of the keys
+_LISTED = "listed.json"  # the captions, and a digest of each image, by number
+
+
+class IndexedImages(Prepared):
+  """Examples whose responses are images and whose prompts are captions."""
+
+  def image_number(self, j: int | np.integer) -> int:
+    """Which of `listed["images"]` response j is."""
+    return int(self.response(j)[0])
+
+  def caption_number(self, i: int | np.integer) -> int:
+    """Which of `listed["captions"]` example i's images show."""
+    return int(self.prompt(i)[0])
+
+  def caption(self, i: int | np.integer) -> str:
+    """What example i's images show."""
+    return self.listed["captions"][self.caption_number(i)]
+
+  @functools.cached_property
+  def listed(self) -> Mapping[str, list[str]]:
+    """The captions, and a digest of each of the images."""
+    return json.loads((self.folder / _LISTED).read_text())
+
+  @functools.cached_property
+  def contents(self) -> dict[str, str]:
+    """What tells the images and captions of this index from others."""
+    listed = (self.folder / _LISTED).read_bytes()
+    return {
+      "index": self.fingerprint,
+      "listed": hashlib.sha256(listed).hexdigest(),
+    }
+
+  def summary(self) -> str:
+    """What was read and refused, in a few lines."""
+    stats, files = self.stats, self._manifest["files"]
+    names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+    refused = ", ".join(f"{n:,} {kind}" for kind, n in stats["refused"].items())
+    return (
+      f"{names}: {stats['rows']:,} rows, {refused or 'none'} refused; "
+      f"{stats['examples']:,} examples with {stats['responses']:,} images, "
+      f"{stats['images']:,} of them different, of {stats['captions']:,} "
+      f"captions.\n{self._manifest['formats']}"
+    )
+
+
+def find_index(
+  data: config.Data,
+  path: str,
+  files: Sequence[read.Source],
+  root: pathlib.Path,
+) -> IndexedImages:
+  """The examples of the files, read now or found in the cache.
+
+  Args:
+    data: format and max_rejected.
+    path: of the files, for messages.
+    files: see `read.source_files`.
+    root: where preparations are.
+
+  Raises UserError for more refused rows than data.max_rejected, or nothing
+  left to use.
+  """
+  depends = {
+    "images": RULES_VERSION,
+    "files": {file.name: file.digest() for file in files},
+    "format": data.format,
+  }
+  folder = find_folder(
+    depends, lambda folder: write_index(folder, files, data, depends), root
+  )
+  index = IndexedImages(folder)
+  check_refusals(index, data, path)
+  if not len(index):
+    raise UserError(f"{path}: no example is left of its rows.")
+  return index
 
 
 def write_index(
@@ -54,7 +134,7 @@ def write_index(
   finally:
     table.abandon()
   listed = {"captions": list(captions), "images": list(images)}
-  (folder / LISTED).write_text(json.dumps(listed))
+  (folder / _LISTED).write_text(json.dumps(listed))
   manifest = {
     "files": list(names),
     "formats": formats.explain(tally.formats),

@@ -4,7 +4,7 @@ The images of a prompt stay together; prompts are spread over micro-batches so
 that the fullest is as empty as it can be.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -24,11 +24,13 @@ from jaxpref.data.images import PreparedImages
 from jaxpref.data.loader import Loader
 from jaxpref.data.order import Order
 from jaxpref.data.packing import Packing, Piece, Shape, Waste, pack_fewest
+from jaxpref.data.pixels import PreparedPixels
 from jaxpref.data.steps import Calendar
 from jaxpref.errors import UserError
-from jaxpref.types import ImageBatch
+from jaxpref.types import ImageBatch, PixelBatch
 
-_CAPTION = 1  # what is drawn by this key: whether a caption is dropped
+# What is drawn by these keys: whether a caption is dropped, images mirrored.
+_CAPTION, _MIRROR = 1, 2
 
 
 class ImageSteps(Calendar):
@@ -36,7 +38,7 @@ class ImageSteps(Calendar):
 
   def __init__(
     self,
-    data: PreparedImages,
+    data: PreparedImages | PreparedPixels,
     *,
     batch_size: int,
     per_device: int,
@@ -46,20 +48,22 @@ class ImageSteps(Calendar):
     num_steps: int = 0,
     noise_bank: int = 0,
     drop_caption: float = 0.0,
+    flip: float = 0.0,
     seed: int = 0,
   ):
     """
     Args:
-      data: the encoded examples.
+      data: the examples, encoded or as pixels; a step is alike.
       batch_size: prompts a step.
       per_device: images of one micro-batch on one device.
       devices: that share a micro-batch.
       kept: which responses are computed.
       order: the examples of an epoch; None = as they stand.
       num_steps: how many steps the run has; 0 = one epoch.
-      noise_bank: how many draws of noise, timestep and dropped caption a
-        prompt has; 0 = another each time.
+      noise_bank: how many draws of noise, timestep, dropped caption and
+        mirrored images a prompt has; 0 = another each time.
       drop_caption: the share of draws in which the prompt is empty.
+      flip: the share of draws in which all images of the prompt are mirrored.
       seed: of those draws.
 
     Raises UserError where the images of a prompt are too many.
@@ -68,56 +72,41 @@ class ImageSteps(Calendar):
     self.data, self.kept = data, kept
     self.slots, self.devices = per_device * devices, devices
     self.noise_bank = noise_bank
-    self.drop_caption, self.seed = drop_caption, seed
+    self.drop_caption, self.flip, self.seed = drop_caption, flip, seed
     self.ref_error: np.ndarray | None = None  # [draws, responses]
     self._pieces = [self._piece(i) for i in range(len(data))]
     check_room(max(piece.size for piece in self._pieces), self.slots)
     self.packing = functools.lru_cache(maxsize=32)(self._packing)
     self.shape = self._plan()
 
-  def __getitem__(self, step: int) -> ImageBatch:
+  def __getitem__(self, step: int) -> ImageBatch | PixelBatch:
     """The arrays of a step, on the host."""
     packing = self.packing(step)
     # A step that the plan did not foresee gets a shape of its own.
     shape = dataclasses.replace(self.shape, micro_batches=len(packing))
     draw = self.draw(step)
     lead = (shape.micro_batches, shape.slots)
-    size = (*lead, *self.data.latent_shape)
-    mean, std = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    sizes = np.zeros((*lead, 6), np.float32)
     prompt, item = np.zeros(lead, np.int32), np.zeros(lead, np.int32)
-    text = self.data.text(-1)
-    texts = (shape.micro_batches, shape.rows)
-    context = np.zeros((*texts, *text.context.shape), np.float32)
-    pooled = np.zeros((*texts, *text.pooled.shape), np.float32)
+    images: list[list[Any]] = [[] for _ in packing]
+    texts: list[list[Any]] = [[] for _ in packing]
     for m, micro in enumerate(packing):
-      slot = 0
       for p, piece in enumerate(itertools.chain.from_iterable(micro)):
         i = piece.example
-        told = self.data.text(-1 if self._drops(i, draw) else i)
-        context[m, p], pooled[m, p] = told
+        drops = self._happens(self.drop_caption, i, draw, _CAPTION)
+        texts[m].append(self.data.text(-1 if drops else i))
+        mirrored = self._happens(self.flip, i, draw, _MIRROR)
         first = self.data.first_response[i]
         for j in piece.responses:
-          latent = self.data.latent(j)
-          mean[m, slot], std[m, slot], sizes[m, slot] = latent
+          slot = len(images[m])
           prompt[m, slot], item[m, slot] = p, j - first
-          slot += 1
-      # Padding is a copy of a real image: the gradient needs finite inputs.
-      source = (m, 0) if slot else (0, 0)
-      for array in (mean, std, sizes):
-        array[m, slot:] = array[source]
-      if not slot:
-        context[m], pooled[m] = context[0, 0], pooled[0, 0]
-    return ImageBatch(
-      mean=mean,
-      std=std,
+          images[m].append(self.data.image(j, mirrored=mirrored))
+    return self.data.batch(
+      **_stacked(images, shape.slots),
+      **_stacked(texts, shape.rows),
       prompt=prompt,
       item=item,
       draw=np.full(lead, draw, np.int32),
-      sizes=sizes,
       ref_error=self._errors(step, lead),
-      context=context,
-      pooled=pooled,
       slots=slots_of(self.data, packing, shape),
       comparisons=comparisons_of(self.data, packing, shape),
       lists=lists_of(self.data, packing, shape),
@@ -165,9 +154,10 @@ class ImageSteps(Calendar):
       found[m, slot] = self.ref_error[self.draw(step), j]
     return found
 
-  def _drops(self, example: int, draw: int) -> bool:
-    rng = np.random.default_rng([self.seed, draw, example, _CAPTION])
-    return bool(rng.random() < self.drop_caption)
+  def _happens(self, share: float, example: int, draw: int, what: int) -> bool:
+    """Whether something does in this draw, as often as its share says."""
+    rng = np.random.default_rng([self.seed, draw, example, what])
+    return bool(rng.random() < share)
 
   def _piece(self, example: int) -> Piece:
     first, last = self.data.first_response[example : example + 2]
@@ -205,6 +195,22 @@ class ImageSteps(Calendar):
     )
 
 
+def _stacked(micros: list[list[Any]], size: int) -> dict[str, Any]:
+  """Named trees of arrays as one of arrays [micros, size, ...].
+
+  Padding is a copy of a real one: the gradient needs finite inputs too.
+  """
+  first = micros[0][0]
+  filled = [
+    [*each, *(each or [first])[:1] * (size - len(each))] for each in micros
+  ]
+  stack = lambda *leaves: np.stack(leaves).reshape(
+    len(micros), size, *np.shape(leaves[0])
+  )
+  flat = itertools.chain.from_iterable(filled)
+  return jax.tree.map(stack, *flat)._asdict()
+
+
 def check_room(images: int, slots: int) -> None:
   """Raises UserError where the images of a prompt are too many."""
   if images > slots:
@@ -237,19 +243,46 @@ def image_batch_shapes(
     pooled: entries of a pooled text.
     cached: whether the reference's errors are among them.
   """
-
-  def array(kind: Any, *sizes: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((shape.micro_batches, *sizes), kind)
-
+  array = functools.partial(_array, shape)
   return ImageBatch(
     mean=array(np.float32, shape.slots, *latent),
     std=array(np.float32, shape.slots, *latent),
-    prompt=array(np.int32, shape.slots),
-    item=array(np.int32, shape.slots),
-    draw=array(np.int32, shape.slots),
-    sizes=array(np.float32, shape.slots, 6),
-    ref_error=array(np.float32, shape.slots) if cached else None,
     context=array(np.float32, shape.rows, *context),
     pooled=array(np.float32, shape.rows, pooled),
-    **compared_shapes(shape),
+    **_picture_shapes(shape, cached),
   )
+
+
+def pixel_batch_shapes(
+  shape: Shape, *, side: int, tokens: Mapping[str, int], cached: bool
+) -> PixelBatch:
+  """The same of images that are encoded as training goes.
+
+  Args:
+    shape: as above.
+    side: of an image, in pixels.
+    tokens: of a text, for each text encoder.
+    cached: as above.
+  """
+  array = functools.partial(_array, shape)
+  return PixelBatch(
+    pixels=array(np.uint8, shape.slots, side, side, 3),
+    ids={name: array(np.int32, shape.rows, n) for name, n in tokens.items()},
+    **_picture_shapes(shape, cached),
+  )
+
+
+def _picture_shapes(shape: Shape, cached: bool) -> dict[str, Any]:
+  array = functools.partial(_array, shape)
+  return {
+    "prompt": array(np.int32, shape.slots),
+    "item": array(np.int32, shape.slots),
+    "draw": array(np.int32, shape.slots),
+    "sizes": array(np.float32, shape.slots, 6),
+    "ref_error": array(np.float32, shape.slots) if cached else None,
+    **compared_shapes(shape),
+  }
+
+
+def _array(shape: Shape, kind: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct((shape.micro_batches, *sizes), kind)

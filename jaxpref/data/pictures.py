@@ -65,6 +65,12 @@ def decode(
       return np.array(_upright(_rgb(found, image), _orientation(found)))
 
 
+def encoded_bytes(image: Image) -> bytes:
+  """The file, as it is; Refused as in `decode`."""
+  with _opened(image) as file, _reading(image):
+    return file.read()
+
+
 def digest(image: Image) -> str:
   """A hash of the encoded bytes, in hexadecimal; Refused as in `decode`.
 

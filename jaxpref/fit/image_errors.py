@@ -25,16 +25,16 @@ from jaxpref.files import replacing
 from jaxpref.fit.objectives import Roles
 from jaxpref.fit.put import fetch, in_all
 from jaxpref.fit.reference_pass import SAVE_SECONDS, batches_of, check_drift
-from jaxpref.types import ImageBatch
+from jaxpref.types import Pictures
 
 _VERSION = 1  # of the keys of noise and timestep, and of what is computed
 
 
 def cached_errors(
   steps: ImageSteps,
-  score: Callable[[Roles, ImageBatch], Float32[jax.Array, "micros slots"]],
+  score: Callable[[Roles, Any], Float32[jax.Array, "micros slots"]],
   load: Callable[[], Roles],
-  put: Callable[[ImageBatch], ImageBatch],
+  put: Callable[[Any], Any],
   *,
   dtype: str,
   depends: Mapping[str, Any],
@@ -73,7 +73,7 @@ def cached_errors(
   here = np.array([np.isfinite(values[each]).all() for each in places])
   known = in_all(here)
 
-  def compute(step: int, batch: ImageBatch) -> Float32[np.ndarray, " n"]:
+  def compute(step: int, batch: Pictures) -> Float32[np.ndarray, " n"]:
     errors = fetch(score(load(), put(batch)))
     micro, slot, _ = np.array(list(steps.places(step))).T
     return errors[micro, slot]

@@ -29,7 +29,7 @@ from jaxpref.losses.diffusion import denoising_error, denoising_logratio
 from jaxpref.models.build import Definition, bind
 from jaxpref.models.lora import overlay
 from jaxpref.models.sdxl.scheduler import Scheduler
-from jaxpref.types import ImageBatch, Params, Term, sum_valid
+from jaxpref.types import ImageBatch, Params, Pictures, Term, sum_valid
 
 
 def image_objective(
@@ -85,7 +85,7 @@ def image_objective(
     return error, denoising_logratio(prediction, ref, asked.target), time
 
   def terms(
-    state: Any, batch: ImageBatch, values: tuple[Array, Array | None, Array]
+    state: Any, batch: Pictures, values: tuple[Array, Array | None, Array]
   ) -> tuple[Terms, Any, Terms]:
     views = ImageViews(batch, *values, unit)
     views.damp = damp(settings.loss)
@@ -145,7 +145,7 @@ class ImageViews(Views):
 
   def __init__(
     self,
-    batch: ImageBatch,
+    batch: Pictures,
     error: Float32[Array, " slots"],
     gain: Float32[Array, " slots"] | None,
     time: Float32[Array, " slots"],

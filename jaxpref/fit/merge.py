@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpref.types import ImageBatch, TextBatch
+from jaxpref.types import Pictures, TextBatch
 
 
 def merge_micro_batches(batch: TextBatch, values: Any) -> tuple[TextBatch, Any]:
@@ -33,10 +33,10 @@ def merge_micro_batches(batch: TextBatch, values: Any) -> tuple[TextBatch, Any]:
   return jax.tree.map(_join, (numbered, values))
 
 
-def merge_images(batch: ImageBatch, values: Any) -> tuple[ImageBatch, Any]:
+def merge_images(batch: Pictures, values: Any) -> tuple[Pictures, Any]:
   """The same of images."""
-  micro_batches, prompts, *_ = batch.context.shape
-  prompt = batch.prompt + _firsts(micro_batches, prompts)[:, None]
+  first = _firsts(len(batch.prompt), batch.texts)
+  prompt = batch.prompt + first[:, None]
   numbered = dataclasses.replace(batch, prompt=prompt, **_numbered_on(batch))
   return jax.tree.map(_join, (numbered, values))
 

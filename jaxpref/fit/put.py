@@ -8,9 +8,9 @@ from jaxtyping import Bool
 import numpy as np
 
 from jaxpref import sharding
-from jaxpref.types import ImageBatch, TextBatch
+from jaxpref.types import Pictures, TextBatch
 
-Batch = TypeVar("Batch", TextBatch, ImageBatch)
+Batch = TypeVar("Batch", TextBatch, Pictures)
 
 
 def put_batch(mesh: jax.sharding.Mesh, batch: Batch) -> Batch:

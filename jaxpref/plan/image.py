@@ -1,6 +1,8 @@
 """The training step on latents, before any data or weights are read."""
 
+from collections.abc import Mapping
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
@@ -10,10 +12,12 @@ from jaxpref import config, sharding
 from jaxpref.data.image_steps import (
   check_room,
   image_batch_shapes,
+  pixel_batch_shapes,
   shared_out,
 )
 from jaxpref.data.packing import Shape
 from jaxpref.errors import UserError
+from jaxpref.fit.encoding import encoded_first, make_encode
 from jaxpref.fit.image_objective import image_objective
 from jaxpref.fit.image_reference import (
   define_unet,
@@ -25,16 +29,20 @@ from jaxpref.fit.optimizer import make_optimizer, make_schedule
 from jaxpref.fit.put import batch_places
 from jaxpref.fit.reference import check_mode
 from jaxpref.fit.step import state_shapes, state_shardings
-from jaxpref.models.build import Definition, bind
+from jaxpref.models.build import Definition, bind, define
+from jaxpref.models.sdxl.clip_config import clip_l, open_clip_bigg
 from jaxpref.models.sdxl.config import UNetConfig, sdxl_base
 from jaxpref.models.sdxl.parts import read_part
+from jaxpref.models.sdxl.pipeline import ENCODERS
 from jaxpref.models.sdxl.scheduler import Scheduler
+from jaxpref.models.sdxl.vae_config import sdxl_vae
 from jaxpref.models.source import resolve_model
 from jaxpref.plan.job import Job
 from jaxpref.plan.program import computed_flops
+from jaxpref.types import ImageBatch, PixelBatch
 
 _TOKENS = 77  # of CLIP's text encoders
-_FACTOR = 8  # pixels to a latent, of Stable Diffusion's autoencoders
+_FACTOR = 8  # pixels to a latent, of SDXL's autoencoder
 
 
 def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
@@ -58,21 +66,24 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   where = state_shardings(mesh, tx, shapes, {"policy": places})
   latent = _latent(settings, definition)
   shape = _step_shape(settings, mesh)
-  batch = image_batch_shapes(
-    shape,
-    latent=latent,
-    context=(_TOKENS, definition.config.cross_attention_dim),
-    pooled=_pooled(definition.config),
-    cached=settings.reference.mode == "cached",
-  )
+  roles = image_roles(settings, definition)
+  batch: ImageBatch | PixelBatch
+  objective = image_objective(definition, settings, Scheduler(), training=True)
+  if settings.data.encode == "during":
+    encoders = _encoders(model)
+    objective = encoded_first(objective, make_encode(encoders))
+    roles |= encoders
+    batch = _pixels(settings, shape, encoders, latent)
+  else:
+    batch = _latents(settings, shape, definition, latent)
   return Job(
-    objective=image_objective(definition, settings, Scheduler(), training=True),
+    objective=objective,
     tx=tx,
     schedule=schedule,
     state=state_shapes(shapes, tx, where),
     frozen={
       role: sharding.placed(each.shapes, _places(mesh, each))
-      for role, each in image_roles(settings, definition).items()
+      for role, each in roles.items()
     },
     batch=sharding.placed(batch, batch_places(mesh, batch)),
     useful_flops=_images(settings)
@@ -83,6 +94,7 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
       f"{latent[1]}, {shape.items} of a prompt. {settings.data.batch_size} "
       "prompts a step.",
       f"Reference: {settings.reference.mode}. Compute: {model.dtype}.",
+      f"Images and captions are encoded {settings.data.encode} training.",
     ),
   )
 
@@ -94,7 +106,8 @@ def image_flops(
 
   With forward cost F, training all weights takes 3 F, and an adapter's factors
   2 F and what they cost themselves, which is left out. A reference that is
-  computed as it goes adds F. What an inversion (SmPO) takes is left out.
+  computed as it goes adds F. What an inversion (SmPO) takes is left out, and
+  what encoding images and captions does.
 
   Args:
     settings: with the mode that `with_image_mode` found.
@@ -131,11 +144,67 @@ def _shape(model: config.Model) -> UNetConfig:
   return UNetConfig.from_json(model.arch, source="config.model.arch")
 
 
+def _encoders(model: config.Model) -> dict[str, Definition]:
+  """What encodes images and captions, in float32 as `data.images` does."""
+  if model.path:
+    folder = pathlib.Path(model.path)
+    names = [each for each in ("vae", *ENCODERS) if (folder / each).is_dir()]
+    found = {name: read_part(folder / name) for name in names}
+  elif model.arch == {"preset": "sdxl-base"}:
+    towers = (clip_l(), open_clip_bigg())
+    found = {"vae": sdxl_vae(), **dict(zip(ENCODERS, towers, strict=True))}
+  else:
+    raise UserError(
+      "config.data.encode is 'during', and config.model.arch tells the UNet "
+      "alone. Give a diffusers folder in config.model.path, or set "
+      "config.model.arch.preset=sdxl-base, or config.data.encode=before."
+    )
+  return {
+    name: define(each, dtype="float32", remat="")
+    for name, each in found.items()
+  }
+
+
+def _latents(
+  settings: config.Config,
+  shape: Shape,
+  definition: Definition,
+  latent: tuple[int, ...],
+) -> ImageBatch:
+  return image_batch_shapes(
+    shape,
+    latent=latent,
+    context=(_TOKENS, definition.config.cross_attention_dim),
+    pooled=_pooled(definition.config),
+    cached=settings.reference.mode == "cached",
+  )
+
+
+def _pixels(
+  settings: config.Config,
+  shape: Shape,
+  encoders: Mapping[str, Definition],
+  latent: tuple[int, ...],
+) -> PixelBatch:
+  return pixel_batch_shapes(
+    shape,
+    side=latent[0] * encoders["vae"].config.factor,
+    tokens={
+      name: encoders[name].config.max_position_embeddings
+      for name in ENCODERS
+      if name in encoders
+    },
+    cached=settings.reference.mode == "cached",
+  )
+
+
 def _latent(
   settings: config.Config, definition: Definition
 ) -> tuple[int, int, int]:
   shape = definition.config
-  side = settings.data.resolution // _FACTOR or shape.sample_size or 64
+  path = settings.model.path
+  factor = read_part(f"{path}/vae").factor if path else _FACTOR
+  side = settings.data.resolution // factor or shape.sample_size or 64
   return side, side, shape.in_channels
 
 

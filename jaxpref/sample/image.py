@@ -156,13 +156,13 @@ def _program(model: ImageModel, recipe: Recipe) -> Callable[..., jax.Array]:
 
   def predictor(params: Params, ids: Ids, empty: Ids) -> Predict:
     score, negative_score = recipe.scores
-    encoded = encode_text(model.pipeline, params, ids)
+    encoded = encode_text(model.definitions, params, ids)
     count = len(encoded[0])
     text = *encoded, _sizes(model, recipe, score, count)
     asked = functools.partial(ask, params)
     if recipe.guidance <= 1.0:
       return unguided(asked, text)
-    none = encode_text(model.pipeline, params, empty)
+    none = encode_text(model.definitions, params, empty)
     if model.zero_empty and not recipe.negative_prompt:
       none = jax.tree.map(jnp.zeros_like, none)
     none = jax.tree.map(

@@ -13,11 +13,10 @@ from jaxpref.errors import UserError
 class _Images(PreparedImages):
   """Prepared images whose latents say which image they are of."""
 
-  latent_shape = (2, 2, 4)
-
-  def latent(self, j):
+  def image(self, j, *, mirrored=False):
     number = float(self.response(j)[0])
-    mean = np.full(self.latent_shape, number, np.float32)
+    number = -number - 1 if mirrored else number
+    mean = np.full((2, 2, 4), number, np.float32)
     return Latent(mean, mean / 10.0, np.full(6, number, np.float32))
 
   def text(self, i):

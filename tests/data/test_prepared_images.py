@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 
 from jaxpref import config
-from jaxpref.data import images as images_module
+from jaxpref.data import numbered
 from jaxpref.data.images import fit_square, prepare_images
 from jaxpref.errors import UserError
 from jaxpref.models.build import bind
@@ -50,7 +50,7 @@ def data(tmp_path):
 @pytest.fixture
 def prepare(data, model, tmp_path, monkeypatch):
   """prepare(say) -> the images, four to a file."""
-  monkeypatch.setattr(images_module, "_PER_FILE", 4)
+  monkeypatch.setattr(numbered, "PER_FILE", 4)
 
   def call(say=lambda text: None):
     return prepare_images(data, data.path, model, say, tmp_path / "cache")
@@ -72,7 +72,7 @@ def test_they_are_what_the_models_make_of_them(prepare, model, parts, data):
     with Image.open(f"{data.path.rpartition('/')[0]}/{name}.png") as image:
       cut, sizes = fit_square(np.asarray(image), 16)
     moments = encode(jnp.asarray(cut[None] / 127.5 - 1.0, jnp.float32))
-    latent = found.latent(j)
+    latent = found.image(j)
     scaled = autoencoder.scale(moments.mean)[0]
     np.testing.assert_allclose(latent.mean, scaled, atol=1e-5)
     std = 0.18215 * np.exp(0.5 * np.array(moments.logvar[0]))
@@ -81,7 +81,7 @@ def test_they_are_what_the_models_make_of_them(prepare, model, parts, data):
     assert sizes.tolist() == [16, 20, 0, 2, 16, 16]
   ids, _ = tokenize(model, ["", "pair 1"])
   ids = jax.tree.map(jnp.asarray, ids)
-  context, _ = encode_text(model.pipeline, parts, ids)
+  context, _ = encode_text(model.definitions, parts, ids)
   for i, row in ((-1, 0), (0, 1)):
     np.testing.assert_allclose(found.text(i).context, context[row], atol=1e-5)
 
@@ -104,7 +104,7 @@ def test_stopped_half_way_it_goes_on(prepare):
   again = prepare()
   assert again.encoded == found.encoded
   for j in range(12):
-    for one, two in zip(found.latent(j), again.latent(j), strict=True):
+    for one, two in zip(found.image(j), again.image(j), strict=True):
       np.testing.assert_array_equal(one, two)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Int32
+from jaxtyping import Array, DTypeLike, Float, Float32, Int32, UInt8
 
 from jaxpref.errors import UserError
 from jaxpref.models.build import Definition, bind, define
@@ -168,8 +168,14 @@ def save_pipeline(
   replace_folder(folder, partial)
 
 
+def encoders(definitions: Mapping[str, Definition]) -> dict[str, Definition]:
+  """Of a pipeline's parts, the autoencoder and the text encoders."""
+  names = ("vae", *ENCODERS)
+  return {name: definitions[name] for name in names if name in definitions}
+
+
 def encode_text(
-  pipeline: Pipeline,
+  definitions: Mapping[str, Definition],
   params: Mapping[str, Params],
   ids: Mapping[str, Int32[Array, "texts tokens"]],
 ) -> tuple[Float[Array, "texts tokens D"], Float[Array, "texts P"]]:
@@ -179,14 +185,14 @@ def encode_text(
   projection of the second; Stable Diffusion 1 and 2 the last states.
 
   Args:
-    pipeline: what `params` are of.
-    params: of the text encoders at least.
+    definitions: of a pipeline's parts, the text encoders at least.
+    params: likewise.
     ids: of each text encoder; its tokenizer pads differently.
   """
   states = {
-    name: bind(pipeline.definitions[name], params[name])(ids[name])
+    name: bind(definitions[name], params[name])(ids[name])
     for name in ENCODERS
-    if name in pipeline.definitions
+    if name in definitions
   }
   if "text_encoder_2" not in states:
     only = states["text_encoder"]
@@ -194,6 +200,24 @@ def encode_text(
   both = [each.penultimate for each in states.values()]
   context = jnp.concatenate(both, axis=-1)
   return context, states["text_encoder_2"].pooled
+
+
+def encode_images(
+  definitions: Mapping[str, Definition],
+  params: Mapping[str, Params],
+  pixels: UInt8[Array, "images Y X 3"],
+) -> tuple[Float32[Array, "images y x c"], Float32[Array, "images y x c"]]:
+  """Mean and standard deviation of latents, scaled as the UNet has them.
+
+  Args:
+    definitions: of a pipeline's parts, the autoencoder at least.
+    params: likewise.
+    pixels: Y and X are multiples of the autoencoder's `factor`.
+  """
+  vae = bind(definitions["vae"], params["vae"])
+  moments = vae.encode(pixels.astype(jnp.float32) / 127.5 - 1.0)
+  std = vae.config.scaling_factor * jnp.exp(0.5 * moments.logvar)
+  return vae.scale(moments.mean), std
 
 
 def _read_index(folder: pathlib.Path) -> dict[str, Any]:

@@ -137,9 +137,9 @@ def test_the_context_is_diffusers(saved):
     "a red fox", padding="max_length", max_length=77, return_tensors="np"
   )["input_ids"].astype(np.int32)
   ids = {"text_encoder": ids, "text_encoder_2": ids}
-  ours, mine = jax.jit(lambda p, ids: encode_text(pipeline, p, ids))(
-    params, ids
-  )
+  ours, mine = jax.jit(
+    lambda p, ids: encode_text(pipeline.definitions, p, ids)
+  )(params, ids)
   np.testing.assert_allclose(ours, context.numpy(), atol=1e-4)
   np.testing.assert_allclose(mine, pooled.numpy(), atol=1e-4)
 
