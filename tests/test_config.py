@@ -146,6 +146,8 @@ def test_configs_cannot_be_changed():
       {"data": {"path": "x", "sources": {"a": {"path": "y"}}}},
       r"data\.sources names the data, and config\.data\.path",
     ),
+    ({"data": {"encode": "later"}}, "'later'; choose one of before, during"),
+    ({"data": {"flip": 1.5}}, r"data\.flip is 1\.5; .* and at most 1"),
     (
       {"data": {"truncate": "cut"}},
       r"'cut'; choose one of drop, keep_start, keep_end",

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from jaxpref import config
+from jaxpref import run as run_module
 from jaxpref.errors import UserError
 from jaxpref.fit.metrics import read_metrics
 from jaxpref.run import run
@@ -233,6 +234,63 @@ def test_eight_devices_do_as_one(build, tmp_path):
   np.testing.assert_allclose(one, eight, rtol=1e-3)
 
 
+def test_from_caches_and_from_pixels_are_the_same(build, tmp_path, monkeypatch):
+  """And each step's program holds what it needs, and no encoder beside."""
+  programs = _spy_on_programs(monkeypatch)
+  for encode in ("before", "during"):
+    settings = build(
+      data={"encode": encode, "flip": 0.5, "eval_holdout": 2},
+      diffusion={"drop_caption": 0.3, "share_noise": False},
+    )
+    assert run(settings, tmp_path / encode)
+  cached, pixels = (read_metrics(tmp_path / x) for x in ("before", "during"))
+  assert len(cached) == len(pixels) == 5
+  told = ("loss", "grad_norm", "rewards/margins", "eval/loss", "eval/error")
+  for one, other in zip(cached, pixels, strict=True):
+    # On CPU no bit differs: what is stored was made by the same program.
+    one, other = (
+      {name: each[name] for name in told if name in each}
+      for each in (one, other)
+    )
+    assert one == pytest.approx(other, rel=1e-6, abs=1e-6)
+  stored, encoding = programs[:2]
+  for what in (
+    "encode_images",  # the scopes
+    "encode_text",
+    "f32[49408,8]",  # a text encoder's table
+    "f32[3,3,3,8]",  # the autoencoder's first kernel
+    "u8[1,8,16,16,3]",  # pixels
+  ):
+    assert what in encoding
+    assert what not in stored
+  # Latents, and the context of four prompts.
+  for what in ("f32[1,8,8,8,4]", "f32[1,4,77,8]"):
+    assert what in stored
+
+
+@pytest.mark.parametrize("bank", [0, 1])
+def test_from_pixels_killed_and_run_again(build, tmp_path, run_killed, bank):
+  """With a bank of noise the errors that are cached are of pixels too."""
+  settings = build(
+    data={"encode": "during", "flip": 0.5},
+    diffusion={"drop_caption": 0.3, "noise_bank": bank},
+    train={"checkpoint_every": 2},
+  )
+  assert run(settings, tmp_path / "whole")
+  run_killed(settings, tmp_path / "killed", step=3)
+  assert run(settings, tmp_path / "killed")
+  one, other = (_losses(tmp_path / name) for name in ("whole", "killed"))
+  assert one == other
+  assert abs(one[0] - math.log(2.0)) < (500.0 * 1e-6 if bank else 1e-7)
+  # The caches of images and captions were not asked for.
+  assert not (tmp_path / "cache" / "prepared" / "encoded").exists()
+  if bank:  # and what they hold gives the same, of errors cached by the other
+    other = build(data={"flip": 0.5}, diffusion=vars(settings.diffusion))
+    assert run(other, tmp_path / "stored")
+    assert len([*(tmp_path / "cache" / "errors").iterdir()]) == 1
+    np.testing.assert_allclose(_losses(tmp_path / "stored"), one, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ("changed", "says"),
   [
@@ -250,6 +308,7 @@ def test_eight_devices_do_as_one(build, tmp_path):
     ),
     ({"reference": {"mode": "cached"}}, "Set noise_bank to"),
     ({"reference": {"fill": "during"}}, "Set it to before"),
+    ({"data": {"encode": "during", "resolution": 17}}, "such as 16 or 18"),
   ],
 )
 def test_mistakes(build, tmp_path, changed, says):
@@ -260,3 +319,22 @@ def test_mistakes(build, tmp_path, changed, says):
 
 def _losses(folder):
   return [each["loss"] for each in read_metrics(folder) if "loss" in each]
+
+
+def _spy_on_programs(monkeypatch):
+  """The compiled text of each run's training step, as they come."""
+  programs, make = [], run_module.make_step
+
+  def spied(*args):
+    step, seen = make(*args), []
+
+    def call(*inputs):
+      if not seen:
+        seen.append(True)
+        programs.append(step.lower(*inputs).compile().as_text())
+      return step(*inputs)
+
+    return call
+
+  monkeypatch.setattr(run_module, "make_step", spied)
+  return programs

@@ -4,9 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpref.data.image_steps import ImageSteps, image_batch_shapes
+from jaxpref.data.image_steps import (
+  ImageSteps,
+  image_batch_shapes,
+  pixel_batch_shapes,
+)
 from jaxpref.data.images import Latent, PreparedImages, Text, fit_square
 from jaxpref.data.order import one_source
+from jaxpref.data.pixels import Fitted, Ids, PreparedPixels
 from jaxpref.errors import UserError
 
 
@@ -24,8 +29,21 @@ class _Images(PreparedImages):
     return Text(np.full((3, 5), number, np.float32), np.full(2, number, "f4"))
 
 
+class _Pixels(PreparedPixels):
+  """The same of pixels and ids."""
+
+  def image(self, j, *, mirrored=False):
+    number = self.image_number(j) + 100 * mirrored
+    told = np.full(6, number, np.float32)
+    return Fitted(np.full((4, 4, 3), number, np.uint8), told)
+
+  def text(self, i):
+    number = -1 if i == -1 else self.caption_number(i)
+    return Ids({"text_encoder": np.full(7, number, np.int32)})
+
+
 @pytest.fixture(scope="module")
-def images(make_prepared):
+def folder(make_prepared):
   """Prompts with 2, 3, 2, 4 and 2 images; the first is the best of each."""
   examples, number = [], 0
   for caption, count in enumerate((2, 3, 2, 4, 2)):
@@ -33,7 +51,12 @@ def images(make_prepared):
     pairs = [(0, k) for k in range(1, count)]
     examples.append(([caption], shown, pairs))
     number += count
-  return _Images(make_prepared(examples).folder)
+  return make_prepared(examples).folder
+
+
+@pytest.fixture(scope="module")
+def images(folder):
+  return _Images(folder)
 
 
 def _steps(images, **given):
@@ -82,6 +105,32 @@ def test_shapes_of_a_batch(images):
     assert image_batch_shapes(steps.shape, cached=cached, **told) == shapes
 
 
+def test_pixels_stand_where_latents_do(folder, images):
+  given = {"order": one_source(5, seed=3), "drop_caption": 0.4, "flip": 0.4}
+  latents, pixels = (_steps(x, **given) for x in (images, _Pixels(folder)))
+  for number in range(len(latents)):
+    one, other = latents[number], pixels[number]
+    shown, mirrored = other.pixels[..., 0, 0, 0], one.mean[..., 0, 0, 0] < 0
+    found = np.where(
+      mirrored, -one.mean[..., 0, 0, 0] - 1 + 100, one.sizes[..., 0]
+    )
+    np.testing.assert_array_equal(shown, found)
+    told = other.ids["text_encoder"][..., 0]
+    np.testing.assert_array_equal(told, one.context[..., 0, 0])
+    for name in ("prompt", "item", "draw", "slots", "comparisons", "lists"):
+      same = jax.tree.map(
+        np.array_equal, *(getattr(x, name) for x in (one, other))
+      )
+      assert jax.tree.all(same)
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), pixels[0]
+  )
+  tokens = {"text_encoder": 7}
+  assert shapes == pixel_batch_shapes(
+    pixels.shape, side=4, tokens=tokens, cached=False
+  )
+
+
 def test_padding_is_a_copy_of_a_real_image(images):
   batch = _steps(images, batch_size=1, order=one_source(5, seed=None))[0]
   assert batch.slots.valid.tolist() == [[True, True] + [False] * 4]
@@ -108,6 +157,43 @@ def test_a_prompt_is_left_out_as_often_as_asked(images):
   np.testing.assert_array_equal(again[7].context, steps[7].context)
 
 
+def test_a_prompt_s_images_are_mirrored_together(images):
+  """As often as asked, by seed, prompt and draw; not by batch or order."""
+  found = {}
+  for seed, batch_size in ((0, 5), (0, 2), (1, 5)):
+    steps = _steps(
+      images,
+      flip=0.3,
+      batch_size=batch_size,
+      num_steps=80 * -(-5 // batch_size),
+      order=one_source(5, seed=seed + batch_size),
+      seed=seed,
+    )
+    told = found[seed, batch_size] = {}
+    for number in range(len(steps)):
+      batch = steps[number]
+      mirrored = batch.mean[..., 0, 0, 0] < 0
+      for m, slot in np.argwhere(batch.slots.valid):
+        example = int(batch.slots.example_id[m, slot])
+        key = example, int(batch.draw[m, slot])
+        assert told.setdefault(key, mirrored[m, slot]) == mirrored[m, slot]
+    assert len(told) == 5 * 80
+    assert 0.2 < np.mean([*told.values()]) < 0.4
+  assert found[0, 5] == found[0, 2]
+  assert found[0, 5] != found[1, 5]
+
+
+def test_a_bank_of_noise_holds_mirrored_images_too(images):
+  order = one_source(5, seed=None)
+  steps = _steps(
+    images, flip=0.5, batch_size=5, noise_bank=2, num_steps=6, order=order
+  )
+  found = [steps[number].mean for number in range(6)]
+  np.testing.assert_array_equal(found[0], found[2])
+  np.testing.assert_array_equal(found[1], found[5])
+  assert (found[0] != found[1]).any()
+
+
 def test_draws_count_the_epochs(images):
   steps = _steps(images, num_steps=5)
   assert [int(steps[n].draw.max()) for n in range(5)] == [0, 0, 1, 1, 2]
@@ -116,6 +202,19 @@ def test_draws_count_the_epochs(images):
 def test_too_many_images_for_a_step(images):
   with pytest.raises(UserError, match="A prompt has 4 images"):
     _steps(images, devices=1)
+
+
+@pytest.mark.parametrize(("width", "left"), [(8, 0), (20, 6), (21, 7)])
+def test_a_mirrored_image_is_the_same_cut(width, left):
+  """Left and right exchanged; the model is told where it begins then."""
+  pixels = np.random.default_rng(0).integers(0, 256, (8, width, 3), np.uint8)
+  cut, sizes = fit_square(pixels, 8)
+  mirrored, told = fit_square(pixels, 8, mirrored=True)
+  np.testing.assert_array_equal(mirrored, cut[:, ::-1])
+  assert (mirrored != cut).any()
+  np.testing.assert_array_equal(told, [8, width, 0, left, 8, 8])
+  np.testing.assert_array_equal(pixels[:, ::-1][:, left : left + 8], mirrored)
+  np.testing.assert_array_equal(sizes[[0, 1, 2, 4, 5]], told[[0, 1, 2, 4, 5]])
 
 
 @pytest.mark.parametrize(

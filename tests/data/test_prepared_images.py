@@ -1,5 +1,8 @@
-"""Images and captions encoded before training: what, and how often."""
+"""Images and captions encoded before training, or ready for it: what, and how
+often."""
 
+from concurrent.futures import ThreadPoolExecutor
+import dataclasses
 import json
 
 import jax
@@ -11,6 +14,7 @@ import pytest
 from jaxpref import config
 from jaxpref.data import numbered
 from jaxpref.data.images import fit_square, prepare_images
+from jaxpref.data.pixels import prepare_pixels
 from jaxpref.errors import UserError
 from jaxpref.models.build import bind
 from jaxpref.models.sdxl.image_model import open_image_model, tokenize
@@ -49,11 +53,12 @@ def data(tmp_path):
 
 @pytest.fixture
 def prepare(data, model, tmp_path, monkeypatch):
-  """prepare(say) -> the images, four to a file."""
+  """prepare(say) -> the images, four to a file; flip=0.5 mirrors some."""
   monkeypatch.setattr(numbered, "PER_FILE", 4)
 
-  def call(say=lambda text: None):
-    return prepare_images(data, data.path, model, say, tmp_path / "cache")
+  def call(say=lambda text: None, how=prepare_images, **changed):
+    settings = dataclasses.replace(data, **changed)
+    return how(settings, data.path, model, say, tmp_path / "cache")
 
   return call
 
@@ -106,6 +111,78 @@ def test_stopped_half_way_it_goes_on(prepare):
   for j in range(12):
     for one, two in zip(found.image(j), again.image(j), strict=True):
       np.testing.assert_array_equal(one, two)
+
+
+def test_mirrored_latents_are_added_where_they_are_asked_for(
+  prepare, model, parts, data
+):
+  prepare()
+  said = []
+  found = prepare(said.append, flip=0.5)
+  assert said[-1] == "Encoded 10 of 10 images."
+  names = sorted(file.name for file in found.encoded.iterdir())
+  assert [name.partition("-")[0] for name in names] == (
+    ["captions"] + 3 * ["images"] + 3 * ["mirrored"]
+  )
+  autoencoder = bind(model.definitions["vae"], parts["vae"])
+  with Image.open(f"{data.path.rpartition('/')[0]}/1.png") as image:
+    cut, _ = fit_square(np.asarray(image), 16)
+  mirror = jnp.asarray(cut[None, :, ::-1] / 127.5 - 1.0, jnp.float32)
+  moments = jax.jit(autoencoder.encode)(mirror)
+  mean = found.image(1, mirrored=True).mean
+  np.testing.assert_allclose(
+    mean, autoencoder.scale(moments.mean)[0], atol=1e-5
+  )
+  assert np.abs(mean - found.image(1).mean).max() > 1e-2
+  # The autoencoder pads on one side: a latent that is mirrored is another one.
+  assert np.abs(mean - found.image(1).mean[:, ::-1]).max() > 1e-2
+
+
+def test_pixels_and_ids(prepare, model, data):
+  """Whichever thread asks for them."""
+  found, encoded = prepare(how=prepare_pixels), prepare()
+  assert found.fingerprint == encoded.fingerprint
+  assert found.select([1]).fingerprint != found.fingerprint
+  assert found.summary() == encoded.summary()
+  folder = data.path.rpartition("/")[0]
+  names = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 0]
+  cuts = []
+  for name in names:
+    with Image.open(f"{folder}/{name}.png") as image:
+      cuts.append(fit_square(np.asarray(image), 16))
+  for j, (cut, sizes) in enumerate(cuts):
+    shown = found.image(j)
+    np.testing.assert_array_equal(shown.pixels, cut)
+    np.testing.assert_array_equal(shown.sizes, sizes)
+    mirrored = found.image(j, mirrored=True)
+    np.testing.assert_array_equal(mirrored.pixels, cut[:, ::-1])
+  ids, _ = tokenize(model, ["", "pair 1", "pair 0"])
+  asked = [-1, 0, 1] * 50
+  with ThreadPoolExecutor(4) as threads:
+    told = [*threads.map(lambda i: found.text(i).ids, asked)]
+  for i, each in zip(asked, told, strict=True):
+    for name, rows in ids.items():
+      np.testing.assert_array_equal(each[name], rows[i + 1])
+
+
+def test_copying_goes_on_where_it_stopped(prepare, tmp_path):
+  def stop(text):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    prepare(stop, prepare_pixels)
+  said = []
+  found = prepare(said.append, prepare_pixels)
+  assert said == ["Copied 8 of 10 images.", "Copied 10 of 10 images."]
+  for file in tmp_path.glob("*.png"):  # no run needs them any more
+    file.unlink()
+  assert prepare(said.append, prepare_pixels).copied == found.copied
+  assert len(said) == 2
+  assert found.image(11).pixels.shape == (16, 16, 3)
+  other = prepare(said.append, prepare_pixels, resolution=8)
+  assert len(said) == 2  # the same copies do for any size
+  assert other.image(11).pixels.shape == (8, 8, 3)
+  assert other.fingerprint != found.fingerprint
 
 
 def test_too_many_broken_images(prepare, data):

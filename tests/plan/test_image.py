@@ -1,5 +1,8 @@
 """The planned step on latents, on eight devices of this machine."""
 
+import json
+import pathlib
+
 import jax
 import pytest
 
@@ -51,6 +54,51 @@ def test_a_step_on_eight_devices(build):
   whole = sum(x.size * x.dtype.itemsize for x in held)
   assert 0 < measured.memory.parameters < whole / 4
   assert measured.memory.activations > 0
+
+
+def test_a_step_from_pixels(build):
+  """The encoders are counted, in float32, and so are their operations."""
+  mesh = sharding.make_mesh(2, 2, 1)
+  jobs = [
+    image_job(build(data={"encode": encode}), mesh)
+    for encode in ("before", "during")
+  ]
+  stored, pixels = jobs
+  assert set(pixels.frozen) - set(stored.frozen) == {
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+  }
+  assert pixels.batch.pixels.shape == (2, 8, 64, 64, 3)
+  assert {x.shape for x in pixels.batch.ids.values()} == {(2, 4, 77)}
+  assert "encoded during training" in pixels.assumes[-1]
+  one, other = (measure(job, mesh) for job in jobs)
+  added = [pixels.frozen[name] for name in ("vae", "text_encoder")]
+  bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(added))
+  assert other.memory.parameters - one.memory.parameters > bytes_ / 4
+  assert other.computed > 1.1 * one.computed
+  assert other.useful == one.useful
+  # Nothing of the encoders is kept for the backward pass.
+  assert other.memory.activations == one.memory.activations
+
+
+def test_what_encodes_must_be_known(build):
+  """SDXL's own is; of a UNet alone it is not."""
+  mesh = sharding.make_mesh(1, 1, 1)
+  shape = json.loads(
+    (pathlib.Path(build().model.path) / "unet" / "config.json").read_text()
+  )
+  model = {"path": "", "arch": shape}
+  assert image_job(build(model=model), mesh).batch.mean.shape[-3:] == (8, 8, 4)
+  with pytest.raises(UserError, match=r"tells the UNet alone\. Give"):
+    image_job(build(model=model, data={"encode": "during"}), mesh)
+  model = {"path": "", "arch": {"preset": "sdxl-base"}, "lora": {"rank": 1}}
+  job = image_job(
+    build(model=model, data={"encode": "during", "resolution": 512}), mesh
+  )
+  assert job.batch.pixels.shape[-3:] == (512, 512, 3)
+  table = job.frozen["text_encoder_2"]["token_embedding"]
+  assert [x.shape for x in jax.tree.leaves(table)] == [(49408, 1280)]
 
 
 def test_a_list_has_four_images(build):
