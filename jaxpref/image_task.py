@@ -42,6 +42,7 @@ from jaxpref.models.sdxl.pipeline import (
   StoredParts,
   encoders,
   save_pipeline,
+  without_decoder,
 )
 from jaxpref.models.source import folder_digest
 from jaxpref.plan.image import image_flops
@@ -219,7 +220,8 @@ def _open_reference(
   frozen = {role: load(role, of) for role, of in roles.items()}
   score = reference_errors(definition, settings, encoder.scheduler)
   if _encodes(settings):
-    frozen |= _encoders(encoder.pipeline, mesh)
+    parts = _encoders(encoder.pipeline, mesh)
+    frozen |= {**parts, "vae": without_decoder(parts["vae"])}
     score = score_encoded(score, make_encode(encoder.definitions))
   if settings.reference.mode != "cached":
     return frozen

@@ -33,7 +33,7 @@ from jaxpref.models.build import Definition, bind, define
 from jaxpref.models.sdxl.clip_config import clip_l, open_clip_bigg
 from jaxpref.models.sdxl.config import UNetConfig, sdxl_base
 from jaxpref.models.sdxl.parts import read_part
-from jaxpref.models.sdxl.pipeline import ENCODERS
+from jaxpref.models.sdxl.pipeline import ENCODERS, without_decoder
 from jaxpref.models.sdxl.scheduler import Scheduler
 from jaxpref.models.sdxl.vae_config import sdxl_vae
 from jaxpref.models.source import resolve_model
@@ -76,15 +76,18 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
     batch = _pixels(settings, shape, encoders, latent)
   else:
     batch = _latents(settings, shape, definition, latent)
+  frozen = {
+    role: sharding.placed(each.shapes, _places(mesh, each))
+    for role, each in roles.items()
+  }
+  if "vae" in frozen:
+    frozen["vae"] = without_decoder(frozen["vae"])
   return Job(
     objective=objective,
     tx=tx,
     schedule=schedule,
     state=state_shapes(shapes, tx, where),
-    frozen={
-      role: sharding.placed(each.shapes, _places(mesh, each))
-      for role, each in roles.items()
-    },
+    frozen=frozen,
     batch=sharding.placed(batch, batch_places(mesh, batch)),
     useful_flops=_images(settings)
     * settings.data.batch_size

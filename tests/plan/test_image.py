@@ -1,15 +1,16 @@
 """The planned step on latents, on eight devices of this machine."""
 
 import json
-import pathlib
 
 import jax
+import numpy as np
 import pytest
 
 from jaxpref import config, sharding
 from jaxpref.errors import UserError
+from jaxpref.plan import image
 from jaxpref.plan.image import image_job
-from jaxpref.plan.job import measure
+from jaxpref.plan.job import _kept, measure
 
 _EVERYWHERE = jax.sharding.PartitionSpec()
 
@@ -56,48 +57,47 @@ def test_a_step_on_eight_devices(build):
   assert measured.memory.activations > 0
 
 
-def test_a_step_from_pixels(build):
-  """The encoders are counted, in float32, and so are their operations."""
-  mesh = sharding.make_mesh(2, 2, 1)
-  jobs = [
-    image_job(build(data={"encode": encode}), mesh)
+def test_a_step_from_pixels(build, sd_folder):
+  """The encoders are counted, in float32."""
+  mesh = sharding.make_mesh(1, 1, 1)
+  stored, pixels = (
+    image_job(
+      build(
+        model={"path": str(sd_folder)},
+        data={"encode": encode, "batch_size": 1, "resolution": 8},
+      ),
+      mesh,
+    )
     for encode in ("before", "during")
-  ]
-  stored, pixels = jobs
-  assert set(pixels.frozen) - set(stored.frozen) == {
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-  }
-  assert pixels.batch.pixels.shape == (2, 8, 64, 64, 3)
-  assert {x.shape for x in pixels.batch.ids.values()} == {(2, 4, 77)}
+  )
+  encoders = pixels.frozen.keys() - stored.frozen.keys()
+  assert encoders == {"vae", "text_encoder"}
+  assert pixels.batch.pixels.shape == (1, 2, 8, 8, 3)
+  assert stored.batch.mean.shape == (1, 2, 4, 4, 4)
+  assert pixels.batch.ids["text_encoder"].shape == (1, 1, 77)
   assert "encoded during training" in pixels.assumes[-1]
-  one, other = (measure(job, mesh) for job in jobs)
-  added = [pixels.frozen[name] for name in ("vae", "text_encoder")]
-  bytes_ = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(added))
-  assert other.memory.parameters - one.memory.parameters > bytes_ / 4
-  assert other.computed > 1.1 * one.computed
-  assert other.useful == one.useful
+  assert "decoder" not in pixels.frozen["vae"]  # which makes no latents
+  added = jax.tree.leaves([pixels.frozen[name] for name in encoders])
+  assert {x.dtype for x in added} == {np.dtype(np.float32)}
+  held = jax.tree.leaves((stored.state.params, stored.frozen))
+  measured = measure(pixels, mesh)
+  assert measured.memory.parameters == sum(4 * x.size for x in held + added)
+  assert measured.useful == stored.useful_flops
   # Nothing of the encoders is kept for the backward pass.
-  assert other.memory.activations == one.memory.activations
+  assert _kept(pixels) == _kept(stored)
 
 
-def test_what_encodes_must_be_known(build):
+def test_what_encodes_must_be_known(build, sdxl_folder):
   """SDXL's own is; of a UNet alone it is not."""
   mesh = sharding.make_mesh(1, 1, 1)
-  shape = json.loads(
-    (pathlib.Path(build().model.path) / "unet" / "config.json").read_text()
-  )
+  shape = json.loads((sdxl_folder / "unet" / "config.json").read_text())
   model = {"path": "", "arch": shape}
   assert image_job(build(model=model), mesh).batch.mean.shape[-3:] == (8, 8, 4)
   with pytest.raises(UserError, match=r"tells the UNet alone\. Give"):
     image_job(build(model=model, data={"encode": "during"}), mesh)
-  model = {"path": "", "arch": {"preset": "sdxl-base"}, "lora": {"rank": 1}}
-  job = image_job(
-    build(model=model, data={"encode": "during", "resolution": 512}), mesh
-  )
-  assert job.batch.pixels.shape[-3:] == (512, 512, 3)
-  table = job.frozen["text_encoder_2"]["token_embedding"]
+  found = image._encoders(config.Model(arch={"preset": "sdxl-base"}))
+  assert found["vae"].config.factor == 8
+  table = found["text_encoder_2"].shapes["token_embedding"]
   assert [x.shape for x in jax.tree.leaves(table)] == [(49408, 1280)]
 
 

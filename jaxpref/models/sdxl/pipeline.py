@@ -202,6 +202,15 @@ def encode_text(
   return context, states["text_encoder_2"].pooled
 
 
+def without_decoder(autoencoder: Mapping[str, Any]) -> dict[str, Any]:
+  """Of its parameters, or what is of their shape, those that encode."""
+  return {
+    name: part
+    for name, part in autoencoder.items()
+    if name not in ("decoder", "post_quant_conv")
+  }
+
+
 def encode_images(
   definitions: Mapping[str, Definition],
   params: Mapping[str, Params],
@@ -211,10 +220,12 @@ def encode_images(
 
   Args:
     definitions: of a pipeline's parts, the autoencoder at least.
-    params: likewise.
+    params: likewise; the decoder may be missing.
     pixels: Y and X are multiples of the autoencoder's `factor`.
   """
-  vae = bind(definitions["vae"], params["vae"])
+  whole = definitions["vae"]
+  # Of what is missing the shapes stand there, and nothing asks for values.
+  vae = bind(whole, {**whole.shapes, **params["vae"]})
   moments = vae.encode(pixels.astype(jnp.float32) / 127.5 - 1.0)
   std = vae.config.scaling_factor * jnp.exp(0.5 * moments.logvar)
   return vae.scale(moments.mean), std
