@@ -28,7 +28,7 @@ from jaxpref.data.text import Tokens
 from jaxpref.errors import UserError
 from jaxpref.types import Image, Response, Video
 
-RULES_VERSION = 1  # of reading, resizing and encoding; part of the keys
+RULES_VERSION = 2  # of reading, resizing and encoding; part of the keys
 _LISTED = "listed.json"  # the captions, and a digest of each image, by number
 
 

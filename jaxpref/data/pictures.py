@@ -66,7 +66,10 @@ def decode(
 
 
 def encoded_bytes(image: Image) -> bytes:
-  """The file, as it is; Refused as in `decode`."""
+  """The file, or of a video the frame as a PNG; Refused as in `decode`."""
+  if image.at:
+    PIL.Image.fromarray(decode(image)).save(png := io.BytesIO(), "PNG")
+    return png.getvalue()
   with _opened(image) as file, _reading(image):
     return file.read()
 

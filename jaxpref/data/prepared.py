@@ -27,7 +27,7 @@ from jaxpref.errors import UserError
 
 __all__ = ["Prepared", "prepare", "split_holdout"]
 
-RULES_VERSION = 5  # of reading, formats and tokens; part of the key
+RULES_VERSION = 6  # of reading, formats and tokens; part of the key
 
 
 def prepare(

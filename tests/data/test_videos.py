@@ -11,7 +11,7 @@ import pytest
 
 from jaxpref.data import videos
 from jaxpref.data.columns import Refused
-from jaxpref.data.pictures import decode, digest
+from jaxpref.data.pictures import decode, digest, encoded_bytes
 from jaxpref.types import Image, Video
 
 GRAYS = (0, 60, 120, 180, 240)
@@ -73,6 +73,10 @@ def test_the_still_of_a_video_is_known_by_its_moment():
   assert Video(frames).still == Image(data, at=0.5)
   first, still = digest(frames[0]), digest(frames[2])
   assert still == f"{first}@0.5"
+  # A copy of it is that frame alone.
+  copied = decode(Image(encoded_bytes(frames[2])))
+  np.testing.assert_array_equal(copied, decode(frames[2]))
+  assert encoded_bytes(frames[0]) == data
 
 
 def test_refuses_what_cannot_be_decoded(monkeypatch):
