@@ -1,8 +1,8 @@
 """Images that are encoded as training goes: pixels and token ids.
 
-Of the data the encoded files of the images are copied, so that any of them is
-at hand whatever the format and wherever it was; they are decoded, scaled and
-cut whenever they are asked for.
+The image files are copied as they are, so that any of them is at hand, whatever
+the format and wherever it was. They are decoded, scaled and cut whenever they
+are asked for.
 """
 
 from collections.abc import Callable, Sequence
