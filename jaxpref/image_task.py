@@ -1,7 +1,7 @@
 """A run of a diffusion model, on latents and texts or on what they are of."""
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -20,17 +20,19 @@ from jaxpref.errors import UserError
 from jaxpref.fit.encoding import encoded_first, make_encode, score_encoded
 from jaxpref.fit.examples import order_examples, read_examples
 from jaxpref.fit.image_errors import cached_errors
-from jaxpref.fit.image_objective import image_objective, reference_errors
+from jaxpref.fit.image_objective import reference_errors
 from jaxpref.fit.image_reference import (
   define_unet,
   image_roles,
   is_other,
   with_image_mode,
 )
-from jaxpref.fit.loss import find_loss
+from jaxpref.fit.loss import find_loss, is_online
 from jaxpref.fit.objectives import Objective, Roles
+from jaxpref.fit.online_objective import find_image_objective
 from jaxpref.fit.preview import replace_samples
 from jaxpref.fit.put import put_batch
+from jaxpref.fit.rollout import IMAGES, check_rollout, noisy_sampler
 from jaxpref.fit.task import Task
 from jaxpref.fit.usable import kept_responses
 from jaxpref.hosts import say
@@ -60,6 +62,7 @@ def image_task(
   settings: config.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> Task | None:
   """Of a UNet; None where there is nothing to train."""
+  check_rollout(settings)
   settings = with_image_mode(settings)
   if settings.data.sources:
     raise UserError(
@@ -74,6 +77,8 @@ def image_task(
     )
   _check_noise(settings.diffusion, encoder)
   prepare = prepare_pixels if _encodes(settings) else prepare_images
+  online = is_online(find_loss(settings.loss))
+  sampler = noisy_sampler(settings, encoder.scheduler) if online else None
   train, test = read_examples(
     settings, lambda data, path: prepare(data, path, encoder, say)
   )
@@ -84,6 +89,7 @@ def image_task(
   folder = encoder.pipeline.folder / "unet"
   load = functools.partial(_load, settings, encoder, definition)
   preview = _Preview(settings, workdir, encoder, definition, test, mesh)
+  vae = encoder.definitions["vae"]
 
   def export(trained: Params, whole: Params) -> pathlib.Path:
     pipeline = dataclasses.replace(
@@ -97,9 +103,18 @@ def image_task(
       save_lora(workdir / "adapter", definition, trained)
     return workdir / "export"
 
+  def open_reference() -> tuple[dict[str, Params], Callable[[], None]]:
+    frozen = _open_reference(
+      settings, encoder, definition, mesh, steps, test_steps
+    )
+    if online:
+      places = sharding.param_shardings(mesh, vae.shapes, vae.axes)
+      frozen["vae"] = StoredParts(encoder.pipeline, {"vae": places})["vae"]
+    return frozen, lambda: None
+
   side = resolution(settings.data, encoder) // encoder.factor
   latent = side, side, definition.config.in_channels
-  one = image_flops(settings, definition, latent)
+  one = image_flops(settings, definition, latent, sampler)
   return Task(
     settings=settings,
     definition=definition,
@@ -111,10 +126,7 @@ def image_task(
     test_steps=test_steps,
     put=functools.partial(put_batch, mesh),
     objective=functools.partial(_objective, settings, encoder, definition),
-    open_reference=lambda: (
-      _open_reference(settings, encoder, definition, mesh, steps, test_steps),
-      lambda: None,
-    ),
+    open_reference=open_reference,
     flops=lambda number: one * steps.images(number),
     preview=preview.write,
     export=export,
@@ -133,8 +145,9 @@ def _objective(
   *,
   training: bool = False,
 ) -> Objective:
-  found = image_objective(
-    definition, settings, encoder.scheduler, training=training
+  vae, scheduler = encoder.definitions["vae"], encoder.scheduler
+  found = find_image_objective(
+    definition, vae, settings, scheduler, training=training
   )
   if not _encodes(settings):
     return found
@@ -269,6 +282,7 @@ def _make_steps(
     per_device=data.rows_per_device,
     devices=mesh.shape["data"] * mesh.shape["fsdp"],
     seed=data.seed,
+    sampled=IMAGES if is_online(loss) else 0,
   )
   order, num_steps = order_examples(settings, train)
   steps = make(
@@ -326,7 +340,9 @@ class _Preview:
     if jax.process_index():
       return {}
     rater = self._settings.score.rater
-    scores = {rater: [RATERS[rater](each) for each in pixels]} if rater else {}
+    scores = (
+      {rater: [float(RATERS[rater](each)) for each in pixels]} if rater else {}
+    )
     self._keep(step, prompts, pixels, scores)
     return self._compared(scores)
 

@@ -49,6 +49,7 @@ class ImageSteps(Calendar):
     noise_bank: int = 0,
     drop_caption: float = 0.0,
     flip: float = 0.0,
+    sampled: int = 0,
     seed: int = 0,
   ):
     """
@@ -64,6 +65,8 @@ class ImageSteps(Calendar):
         mirrored images a prompt has; 0 = another each time.
       drop_caption: the share of draws in which the prompt is empty.
       flip: the share of draws in which all images of the prompt are mirrored.
+      sampled: how many images training samples of a prompt, of which `kept`
+        has one for its place; 0 = it learns from the data's.
       seed: of those draws.
 
     Raises UserError where the images of a prompt are too many.
@@ -73,6 +76,7 @@ class ImageSteps(Calendar):
     self.slots, self.devices = per_device * devices, devices
     self.noise_bank = noise_bank
     self.drop_caption, self.flip, self.seed = drop_caption, flip, seed
+    self.sampled = sampled
     self.ref_error: np.ndarray | None = None  # [draws, responses]
     self._pieces = [self._piece(i) for i in range(len(data))]
     check_room(max(piece.size for piece in self._pieces), self.slots)
@@ -114,10 +118,10 @@ class ImageSteps(Calendar):
 
   def amounts(self, batch: Any) -> dict[str, int]:
     """How much a step holds, by what is counted a second."""
-    return {
-      "pairs": int(np.sum(batch.comparisons.valid)),
-      "images": int(np.sum(batch.slots.valid)),
-    }
+    pairs, images = batch.comparisons.valid, batch.slots.valid
+    if self.sampled:
+      return {"pairs": int(np.sum(images))}
+    return {"pairs": int(np.sum(pairs)), "images": int(np.sum(images))}
 
   def waste(self, step: int) -> Waste:
     """Images in the place of tokens: what a step computes and does not need."""

@@ -22,7 +22,7 @@ from jaxpref.fit.loss import (
   own_options,
 )
 from jaxpref.fit.merge import merge_images
-from jaxpref.fit.noising import Noising, invert_images, noise_images
+from jaxpref.fit.noising import invert_images, noise_images
 from jaxpref.fit.objectives import Objective, Roles, Terms, loss_term
 from jaxpref.fit.views import Views
 from jaxpref.losses.diffusion import denoising_error, denoising_logratio
@@ -81,7 +81,9 @@ def image_objective(
       return error, None, time
     if batch.ref_error is not None:
       return error, 0.5 * (batch.ref_error - error), time
-    ref = jax.lax.stop_gradient(_reference(definition, frozen, batch, asked))
+    ref = jax.lax.stop_gradient(
+      predict_reference(definition, frozen, batch, asked.noisy, asked.timestep)
+    )
     return error, denoising_logratio(prediction, ref, asked.target), time
 
   def terms(
@@ -111,7 +113,9 @@ def reference_errors(
       asked = noise_images(
         part, scheduler, settings.diffusion, settings.train.seed
       )
-      output = _reference(definition, frozen, part, asked)
+      output = predict_reference(
+        definition, frozen, part, asked.noisy, asked.timestep
+      )
       return denoising_error(output, asked.target)
 
     return jax.lax.map(one, batch)
@@ -135,6 +139,22 @@ def predict(
     batch.context[batch.prompt],
     added if definition.config.addition_embed_type else None,
   ).astype(jnp.float32)
+
+
+def predict_reference(
+  definition: Definition,
+  frozen: Roles,
+  batch: ImageBatch,
+  noisy: Float32[Array, "slots y x c"],
+  timestep: Float32[Array, " slots"],
+) -> Float32[Array, "slots y x c"]:
+  """What the frozen reference predicts; roles as of `text_objective`."""
+  if "reference_factors" in frozen:
+    laid = overlay(frozen["base"], frozen["reference_factors"])
+    return predict(definition, laid, batch, noisy, timestep)
+  whole = definition.base or definition
+  params = frozen["reference" if "reference" in frozen else "base"]
+  return predict(whole, params, batch, noisy, timestep)
 
 
 class ImageViews(Views):
@@ -174,17 +194,6 @@ class ImageViews(Views):
       return -0.5 * self.error
     assert self._gain is not None  # `check_mode` refuses before
     return self._gain
-
-
-def _reference(
-  definition: Definition, frozen: Roles, batch: ImageBatch, asked: Noising
-) -> Array:
-  if "reference_factors" in frozen:
-    laid = overlay(frozen["base"], frozen["reference_factors"])
-    return predict(definition, laid, batch, asked.noisy, asked.timestep)
-  whole = definition.base or definition
-  params = frozen["reference" if "reference" in frozen else "base"]
-  return predict(whole, params, batch, asked.noisy, asked.timestep)
 
 
 def _metrics(views: ImageViews, beta: float) -> Terms:

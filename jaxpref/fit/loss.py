@@ -53,7 +53,7 @@ def find_loss(settings: config.Loss) -> Loss:
 def check_suits(settings: config.Config) -> None:
   """Raises UserError for a loss of arrays that the model's data do not give."""
   loss, images = find_loss(settings.loss), settings.model.family == "sdxl"
-  missing = _lacks(loss, IMAGES if images else SUPPLIED | REWARDS)
+  missing = _lacks(loss, IMAGES | SAMPLED if images else SUPPLIED | REWARDS)
   if missing:
     what = "images" if images else "text"
     raise _unsuited(settings.loss.name, missing, what)
@@ -77,9 +77,14 @@ def damp(settings: config.Loss) -> float:
 
 def beta(settings: config.Loss) -> float:
   """What turns a log-ratio into a reward; 1 for a loss without beta."""
+  return option(settings, "beta", 1.0)
+
+
+def option(settings: config.Loss, name: str, otherwise: float) -> float:
+  """As given, else the loss's own default, else what it is told here."""
   parameters = inspect.signature(losses.get(settings.name)).parameters
-  default = parameters["beta"].default if "beta" in parameters else 1.0
-  return settings.options.get("beta", default)
+  default = parameters[name].default if name in parameters else otherwise
+  return settings.options.get(name, default)
 
 
 def compares(loss: Loss) -> bool:
@@ -90,6 +95,11 @@ def compares(loss: Loss) -> bool:
 def ranks(loss: Loss) -> bool:
   """Whether the loss is one of lists of scored responses."""
   return losses.spec(loss).unit == "list"
+
+
+def is_online(loss: Loss) -> bool:
+  """Whether the loss is one of images that the policy samples in training."""
+  return losses.spec(loss).unit == "step"
 
 
 def needs_labels(loss: Loss) -> bool:
@@ -161,7 +171,7 @@ def needs_reference(loss: Loss) -> bool:
 
 
 def _check_inputs(name: str, loss: Loss) -> None:
-  missing = _lacks(loss, SUPPLIED | REWARDS | IMAGES)
+  missing = _lacks(loss, SUPPLIED | REWARDS | IMAGES | SAMPLED)
   if missing:
     raise _unsuited(name, missing, "text or images")
 
@@ -245,3 +255,6 @@ IMAGES = frozenset(
   | {f"{side}_{what}" for side in ("chosen", "rejected") for what in _OF_IMAGES}
 )
 """What `image_objective.ImageViews` computes of images."""
+
+SAMPLED = frozenset({"chosen_step_logratio", "rejected_step_logratio"})
+"""What `online_objective` computes of images that the policy samples."""

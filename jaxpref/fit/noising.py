@@ -102,6 +102,17 @@ def invert_images(
   return Noising(noisy, drawn.astype(jnp.float32), asked)
 
 
+def trajectory_keys(
+  batch: ImageBatch, seed: int, count: int
+) -> Key[Array, " images"]:
+  """A key for each of `count` images of every slot, slot by slot.
+
+  Of the slot's prompt, so that slots of one prompt would have the same.
+  """
+  own = _for(_keys(batch, seed).prompt, 4)
+  return jnp.stack([_for(own, i) for i in range(count)], axis=1).reshape(-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Keys:
   prompt: Key[Array, " slots"]

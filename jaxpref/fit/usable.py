@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxpref.data.prepared import Prepared
 from jaxpref.errors import UserError
-from jaxpref.fit.loss import Loss, compares, needs_labels, ranks
+from jaxpref.fit.loss import Loss, compares, is_online, needs_labels, ranks
 
 
 def usable_examples(
@@ -19,6 +19,8 @@ def usable_examples(
 
   Raises UserError where there is none.
   """
+  if is_online(loss):
+    return data, ""  # a caption is all that it takes
   told = []
   first = data.first_response[:-1]
   rated = np.isfinite(data.ratings).any(axis=1)
@@ -72,7 +74,12 @@ def usable_examples(
 
 
 def kept_responses(data: Prepared, loss: Loss) -> np.ndarray:
-  """Which responses the loss looks at; the others are not computed."""
+  """Which responses the loss looks at; the others are not computed.
+
+  A loss of sampled images looks at none, and one stands for its prompt.
+  """
+  if is_online(loss):
+    return np.isin(np.arange(data.first_response[-1]), data.first_response)
   if compares(loss):
     return data.compared
   if ranks(loss):

@@ -18,27 +18,29 @@ from jaxpref.data.image_steps import (
 from jaxpref.data.packing import Shape
 from jaxpref.errors import UserError
 from jaxpref.fit.encoding import encoded_first, make_encode
-from jaxpref.fit.image_objective import image_objective
 from jaxpref.fit.image_reference import (
   define_unet,
   image_roles,
   with_image_mode,
 )
-from jaxpref.fit.loss import check_suits, find_loss, ranks
+from jaxpref.fit.loss import check_suits, find_loss, is_online, ranks
+from jaxpref.fit.online_objective import find_image_objective
 from jaxpref.fit.optimizer import make_optimizer, make_schedule
 from jaxpref.fit.put import batch_places
 from jaxpref.fit.reference import check_mode
+from jaxpref.fit.rollout import IMAGES, check_rollout, noisy_sampler
 from jaxpref.fit.step import state_shapes, state_shardings
 from jaxpref.models.build import Definition, bind, define
 from jaxpref.models.sdxl.clip_config import clip_l, open_clip_bigg
 from jaxpref.models.sdxl.config import UNetConfig, sdxl_base
 from jaxpref.models.sdxl.parts import read_part
 from jaxpref.models.sdxl.pipeline import ENCODERS, without_decoder
-from jaxpref.models.sdxl.scheduler import Scheduler
+from jaxpref.models.sdxl.scheduler import Scheduler, read_scheduler
 from jaxpref.models.sdxl.vae_config import sdxl_vae
 from jaxpref.models.source import resolve_model
 from jaxpref.plan.job import Job
 from jaxpref.plan.program import computed_flops
+from jaxpref.sample.samplers import Sampler
 from jaxpref.types import ImageBatch, PixelBatch
 
 _TOKENS = 77  # of CLIP's text encoders
@@ -58,8 +60,10 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   settings = dataclasses.replace(settings, model=model)
   check_suits(settings)
   check_mode(settings)
+  check_rollout(settings)
   settings = with_image_mode(settings)
   definition = define_unet(model, _shape(model))
+  vae, scheduler, sampler = _decoder(settings)
   schedule = make_schedule(settings.optimizer, settings.train.steps)
   tx = make_optimizer(settings.optimizer, schedule)
   shapes, places = {"policy": definition.shapes}, _places(mesh, definition)
@@ -68,7 +72,9 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   shape = _step_shape(settings, mesh)
   roles = image_roles(settings, definition)
   batch: ImageBatch | PixelBatch
-  objective = image_objective(definition, settings, Scheduler(), training=True)
+  objective = find_image_objective(
+    definition, vae, settings, scheduler, training=True
+  )
   if settings.data.encode == "during":
     encoders = _encoders(model)
     objective = encoded_first(objective, make_encode(encoders))
@@ -80,7 +86,9 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
     role: sharding.placed(each.shapes, _places(mesh, each))
     for role, each in roles.items()
   }
-  if "vae" in frozen:
+  if vae:
+    frozen["vae"] = sharding.placed(vae.shapes, _places(mesh, vae))
+  elif "vae" in frozen:
     frozen["vae"] = without_decoder(frozen["vae"])
   return Job(
     objective=objective,
@@ -91,7 +99,7 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
     batch=sharding.placed(batch, batch_places(mesh, batch)),
     useful_flops=_images(settings)
     * settings.data.batch_size
-    * image_flops(settings, definition, latent),
+    * image_flops(settings, definition, latent, sampler),
     assumes=(
       f"{shape.micro_batches} x {shape.slots} latents of {latent[0]} x "
       f"{latent[1]}, {shape.items} of a prompt. {settings.data.batch_size} "
@@ -103,19 +111,25 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
 
 
 def image_flops(
-  settings: config.Config, definition: Definition, latent: tuple[int, ...]
+  settings: config.Config,
+  definition: Definition,
+  latent: tuple[int, ...],
+  sampler: Sampler | None = None,
 ) -> float:
   """Useful floating-point operations of an image of a step.
 
   With forward cost F, training all weights takes 3 F, and an adapter's factors
   2 F and what they cost themselves, which is left out. A reference that is
   computed as it goes adds F. What an inversion (SmPO) takes is left out, and
-  what encoding images and captions does.
+  what encoding images and captions does. A prompt whose two images are sampled
+  (PSO) counts as one image, with F for each step of each and, where a step adds
+  noise, what training takes besides.
 
   Args:
     settings: with the mode that `with_image_mode` found.
     definition: of the UNet, with or without an adapter.
     latent: Y, X and C.
+    sampler: of images that training samples; None where there are none.
   """
   whole = definition.base or definition
   array = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), np.float32)
@@ -129,7 +143,11 @@ def image_flops(
   )
   once = computed_flops(forward.jaxpr)
   reference = settings.reference.mode in ("live", "base")
-  return once * ((2.0 if definition.base else 3.0) + reference)
+  trained = once * ((2.0 if definition.base else 3.0) + reference)
+  if sampler is None:
+    return trained
+  std = sampler.steps.std
+  return IMAGES * (len(std) * once + np.count_nonzero(std) * trained)
 
 
 def _shape(model: config.Model) -> UNetConfig:
@@ -201,6 +219,19 @@ def _pixels(
   )
 
 
+def _decoder(
+  settings: config.Config,
+) -> tuple[Definition | None, Scheduler, Sampler | None]:
+  """The autoencoder and the sampler, if training samples images."""
+  path = settings.model.path
+  if not is_online(find_loss(settings.loss)):
+    return None, Scheduler(), None
+  shape = read_part(f"{path}/vae") if path else sdxl_vae()
+  scheduler = read_scheduler(pathlib.Path(path)) if path else Scheduler()
+  sampler = noisy_sampler(settings, scheduler)
+  return define(shape, dtype="float32", remat=""), scheduler, sampler
+
+
 def _latent(
   settings: config.Config, definition: Definition
 ) -> tuple[int, int, int]:
@@ -218,8 +249,11 @@ def _pooled(shape: UNetConfig) -> int:
 
 
 def _images(settings: config.Config) -> int:
-  """Of a prompt: two to compare, or a list of four."""
-  return 4 if ranks(find_loss(settings.loss)) else 2
+  """Of a prompt: two to compare, a list of four, or one for those sampled."""
+  loss = find_loss(settings.loss)
+  if is_online(loss):
+    return 1
+  return 4 if ranks(loss) else 2
 
 
 def _step_shape(settings: config.Config, mesh: jax.sharding.Mesh) -> Shape:

@@ -15,7 +15,8 @@ from jaxpref.errors import UserError
 from jaxpref.models.build import bind
 from jaxpref.models.sdxl.image_model import ImageModel, tokenize
 from jaxpref.models.sdxl.pipeline import encode_text
-from jaxpref.ops.noise import add_noise
+from jaxpref.models.sdxl.vae import Vae
+from jaxpref.ops.noise import Latents, add_noise
 from jaxpref.sample.denoise import Draw, Predict, denoise, draws, image_keys
 from jaxpref.sample.guidance import guided, unguided
 from jaxpref.sample.samplers import Sampler, make_sampler, started_at
@@ -187,12 +188,18 @@ def _program(model: ImageModel, recipe: Recipe) -> Callable[..., jax.Array]:
       prediction=model.scheduler.prediction_type,
       draw=draw if np.any(steps.std) else None,
     )
-    autoencoder = bind(vae, params["vae"])
-    pixels = autoencoder.decode(autoencoder.unscale(latents))
-    whole = jnp.round(127.5 * (jnp.clip(pixels, -1.0, 1.0) + 1.0))
-    return whole.astype(jnp.uint8)
+    return decode_pixels(bind(vae, params["vae"]), latents)
 
   return program
+
+
+def decode_pixels(
+  autoencoder: Vae, latents: Latents
+) -> UInt8[Array, "images Y X 3"]:
+  """What an image file holds of latents as a UNet has them."""
+  pixels = autoencoder.decode(autoencoder.unscale(latents))
+  whole = jnp.round(127.5 * (jnp.clip(pixels, -1.0, 1.0) + 1.0))
+  return whole.astype(jnp.uint8)
 
 
 def _sizes(

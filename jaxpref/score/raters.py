@@ -1,23 +1,32 @@
 """Raters of images that need no model, and how two sets of images compare."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 
-Rater = Callable[[UInt8[np.ndarray, "Y X 3"]], float]
+from jaxpref.types import Leaf
+
+Rater = Callable[[UInt8[Leaf, "*images Y X 3"]], Any]
+"""Of arrays of NumPy, and of JAX within a training step."""
 
 
-def redness(pixels: UInt8[np.ndarray, "Y X 3"]) -> float:
+def redness(
+  pixels: UInt8[Leaf, "*images Y X 3"],
+) -> Float[Leaf, "*images"]:
   """How far red exceeds the mean of green and blue, over all pixels.
 
-  Returns: 1 where all is pure red, 0.5 for greys, 0 for cyan.
+  Returns: 1 where all is pure red, 0.5 for greys, 0 for cyan; in float64 of
+  NumPy's arrays, in float32 of JAX's.
 
-  >>> redness(np.full((8, 8, 3), (255, 0, 0), np.uint8))
+  >>> float(redness(np.full((8, 8, 3), (255, 0, 0), np.uint8)))
   1.0
   """
-  red, green, blue = pixels.mean(axis=(0, 1), dtype=np.float64) / 255.0
-  return float(0.5 + 0.5 * (red - 0.5 * (green + blue)))
+  kind = np.float64 if isinstance(pixels, np.ndarray) else np.float32
+  mean = pixels.mean(axis=(-3, -2), dtype=kind) / 255.0
+  red, green, blue = (mean[..., channel] for channel in range(3))
+  return 0.5 + 0.5 * (red - 0.5 * (green + blue))
 
 
 def preference_rate(after: Sequence[float], before: Sequence[float]) -> float:

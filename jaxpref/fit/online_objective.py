@@ -1,0 +1,223 @@
+"""The objective of image models that learn from what they sample themselves.
+
+Images are sampled within the step that learns from them. So nothing is kept
+between steps, one step and one loop serve this objective as any other, and a
+run that is killed goes on with the same bits.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32
+
+from jaxpref import config, losses
+from jaxpref.fit.image_objective import (
+  image_objective,
+  predict,
+  predict_reference,
+)
+from jaxpref.fit.loss import beta, find_loss, is_online, option, own_options
+from jaxpref.fit.objectives import Objective, Roles, Terms
+from jaxpref.fit.rollout import IMAGES, Rollout, noisy_sampler, roll_out
+from jaxpref.losses.diffusion import denoising_step_logratio
+from jaxpref.models.build import Definition, bind
+from jaxpref.models.lora import overlay
+from jaxpref.models.sdxl.scheduler import Scheduler
+from jaxpref.sample.denoise import step_mean
+from jaxpref.sample.image import decode_pixels
+from jaxpref.score.raters import RATERS
+from jaxpref.types import ImageBatch, Params, Term, sum_valid
+
+_Values = tuple[
+  Float32[Array, "slots images steps"], Float32[Array, "slots images"]
+]
+
+
+def find_image_objective(
+  definition: Definition,
+  vae: Definition | None,
+  settings: config.Config,
+  scheduler: Scheduler,
+  *,
+  training: bool = False,
+) -> Objective:
+  """Of the data's images, or of those that the policy samples, by the loss.
+
+  Args: see `online_image_objective`; the former takes no `vae`.
+  """
+  if is_online(find_loss(settings.loss)):
+    assert vae is not None
+    return online_image_objective(
+      definition, vae, settings, scheduler, training=training
+    )
+  return image_objective(definition, settings, scheduler, training=training)
+
+
+def online_image_objective(
+  definition: Definition,
+  vae: Definition,
+  settings: config.Config,
+  scheduler: Scheduler,
+  *,
+  training: bool = False,
+) -> Objective:
+  """The objective of a loss of sampling steps, such as `pso`.
+
+  A slot is a prompt. The policy samples two images of it by `config.sample`,
+  from different noise, and `config.score.rater` says which is chosen. Policy
+  and reference then predict again where each noisy step began. Two images that
+  are rated alike count as a pair of log-ratio 0: they have a loss of log 2 and
+  no gradient. (That the count of pairs does not depend on rewards spares the
+  step to sample twice.)
+
+  Roles are those of `image_objective`, and `vae` (frozen).
+
+  Reference: Miao et al. 2024 (https://arxiv.org/abs/2410.03190). The authors'
+  code makes two to four updates of each set of images, and this one; it chooses
+  the second of two images of equal reward (SDXL-Turbo) or does as this (DMD2).
+
+  Args:
+    definition: the UNet.
+    vae: the autoencoder.
+    settings: loss, sample, score, and the seed.
+    scheduler: of the model's folder.
+    training: whether an adapter drops inputs.
+  """
+  loss = find_loss(settings.loss)
+  sampler = noisy_sampler(settings, scheduler)
+  rate = RATERS[settings.score.rater]
+  kind = scheduler.prediction_type
+
+  def sample(policy: Params, frozen: Roles, batch: ImageBatch) -> Rollout:
+    rows = _rows(batch, vae.config.factor, IMAGES)
+
+    def ask(latents: Array, timestep: Array) -> Array:
+      timesteps = jnp.full(len(latents), timestep, jnp.float32)
+      return predict(definition, policy, rows, latents, timesteps)
+
+    return roll_out(
+      ask,
+      functools.partial(decode_pixels, bind(vae, frozen["vae"])),
+      rate,
+      sampler,
+      batch,
+      prediction=kind,
+      seed=settings.train.seed,
+    )
+
+  def forward(
+    trainable: Roles, frozen: Roles, batch: ImageBatch, key: jax.Array
+  ) -> _Values:
+    policy = overlay(frozen.get("base", {}), trainable["policy"])
+    made = sample(jax.lax.stop_gradient(policy), frozen, batch)
+    images, steps = made.before.shape[:2]
+    # All steps at once, slot by slot: those of a prompt are on one device. In a
+    # loop, the gradients of convolutions take a CPU fifteen times as long.
+    asked = (
+      _rows(batch, vae.config.factor, IMAGES * steps),
+      made.before.reshape(-1, *batch.mean.shape[1:]),
+      jnp.tile(made.steps.timestep, images),
+    )
+    drops = training and definition.lora.dropout > 0
+    key = jax.random.fold_in(key, batch.slots.example_id[0])
+    output = predict(definition, policy, *asked, key if drops else None)
+    ref = jax.lax.stop_gradient(predict_reference(definition, frozen, *asked))
+    land = jax.vmap(functools.partial(step_mean, kind), (1, 1, 0), 1)
+    mean, ref_mean = (
+      land(each.reshape(made.before.shape), made.before, made.steps)
+      for each in (output, ref)
+    )
+    std = jnp.broadcast_to(made.steps.std, (images, steps))
+    logratio = denoising_step_logratio(made.after, mean, ref_mean, std)
+    return logratio.reshape(-1, IMAGES, steps), made.reward.reshape(-1, IMAGES)
+
+  def terms(
+    state: Any, batch: ImageBatch, values: _Values
+  ) -> tuple[Terms, Any, Terms]:
+    views = _compared(*values)
+    names, valid = losses.inputs(loss), batch.slots.valid
+    each = loss(*(views[name] for name in names), **own_options(settings.loss))
+    counted = jnp.broadcast_to(valid[:, None], each.shape)
+    told = valid & (values[1][:, 0] != values[1][:, 1])
+    metrics = _rewards(values[1], valid, told) | _ratios(
+      views, told, settings.loss
+    )
+    return (
+      {"loss": sum_valid(each, counted)},
+      state,
+      jax.lax.stop_gradient(metrics),
+    )
+
+  return Objective(forward, terms)
+
+
+def _rows(batch: ImageBatch, factor: int, times: int) -> ImageBatch:
+  """The batch with so many rows for each slot, of images without a crop."""
+  prompt = jnp.repeat(batch.prompt, times)
+  height, width = (factor * side for side in batch.mean.shape[1:3])
+  size = jnp.asarray([height, width, 0, 0, height, width], jnp.float32)
+  sizes = jnp.broadcast_to(size, (len(prompt), 6))
+  return dataclasses.replace(batch, prompt=prompt, sizes=sizes)
+
+
+def _compared(
+  logratio: Float32[Array, "slots images steps"],
+  reward: Float32[Array, "slots images"],
+) -> Mapping[str, Float32[Array, "slots steps"]]:
+  """Of both sides, by the names that losses have; 0 where none is better."""
+  first, second = reward[:, :1], reward[:, 1:]
+  one, two = logratio[:, 0], logratio[:, 1]
+  ties = first == second
+  return {
+    "chosen_step_logratio": jnp.where(
+      ties, 0.0, jnp.where(first > second, one, two)
+    ),
+    "rejected_step_logratio": jnp.where(
+      ties, 0.0, jnp.where(first > second, two, one)
+    ),
+  }
+
+
+def _rewards(
+  reward: Float32[Array, "slots images"],
+  valid: Bool[Array, " slots"],
+  told: Bool[Array, " slots"],
+) -> Terms:
+  """What the rater gives, beside `rewards/`, which are the policy's own."""
+  mean = lambda x, where=valid: sum_valid(x.astype(jnp.float32), where)
+  return {
+    "reward/mean": mean(jnp.mean(reward, axis=1)),
+    "reward/chosen": mean(jnp.max(reward, axis=1)),
+    "reward/rejected": mean(jnp.min(reward, axis=1)),
+    "reward/ties": mean(valid & ~told),
+  }
+
+
+def _ratios(
+  views: Mapping[str, Float32[Array, "slots steps"]],
+  told: Bool[Array, " slots"],
+  settings: config.Loss,
+) -> Terms:
+  """Means over the steps of pairs that are told apart."""
+  scale = beta(settings)
+  sides = [views[f"{side}_step_logratio"] for side in ("chosen", "rejected")]
+  chosen, rejected = (scale * side for side in sides)
+  clip = option(settings, "clip", 1.0)
+
+  def mean(x: Array) -> Term:
+    where = jnp.broadcast_to(told[:, None], x.shape)
+    return sum_valid(x.astype(jnp.float32), where)
+
+  beyond = jnp.abs(jnp.expm1(jnp.stack(sides))) > clip
+  return {
+    "rewards/chosen": mean(chosen),
+    "rewards/rejected": mean(rejected),
+    "rewards/margins": mean(chosen - rejected),
+    "rewards/accuracies": mean(chosen > rejected),
+    "rewards/ties": mean(chosen == rejected),
+    "ratios/clipped": mean(jnp.mean(beyond, axis=0)),
+  }
