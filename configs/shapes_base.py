@@ -120,22 +120,26 @@ def rank_red(
   return _on_base(config, workdir, lists)
 
 
+def find_base() -> pathlib.Path | None:
+  """The folder of the base, trained unless it is there; None if interrupted."""
+  base = settings.build(get_config().to_dict())
+  told = json.dumps([EDITION, settings.to_dict(base)])
+  name = hashlib.sha256(told.encode()).hexdigest()[:16]
+  place = settings.cache_folder() / "shapes" / name
+  if not (place / "export").exists():
+    say(f"Training the base, once for all runs, in {place}.")
+    if not run(make_inputs(base, place), place):
+      return None
+  return place / "export"
+
+
 def _on_base(
   config: settings.Config, workdir: pathlib.Path, data: pathlib.Path
 ) -> settings.Config | None:
   """With the data and a base, which is trained unless it is there."""
-  model = pathlib.Path(config.model.path)
-  if not config.model.path:
-    base = settings.build(get_config().to_dict())
-    told = json.dumps([EDITION, settings.to_dict(base)])
-    name = hashlib.sha256(told.encode()).hexdigest()[:16]
-    place = settings.cache_folder() / "shapes" / name
-    model = place / "export"
-    if not model.exists():
-      say(f"Training the base, once for all runs, in {place}.")
-      if not run(make_inputs(base, place), place):
-        return None
-  return _with_paths(config, workdir, model, data)
+  given = config.model.path
+  model = pathlib.Path(given) if given else find_base()
+  return None if model is None else _with_paths(config, workdir, model, data)
 
 
 def _with_paths(
