@@ -116,6 +116,35 @@ def test_a_list_has_four_images(build):
     )
 
 
+def test_images_that_are_sampled_take_the_place_of_their_prompt(build):
+  mesh = sharding.make_mesh(1, 4, 1)
+  pso = {
+    "loss": {"name": "pso"},
+    "sample": {"sampler": "lcm", "steps": 4, "guidance": 1.0},
+    "score": {"rater": "red"},
+  }
+  job = image_job(build(**pso), mesh)
+  assert job.batch.slots.valid.shape == (1, 8)  # of eight prompts
+  assert set(job.frozen) == {"reference", "vae"}
+  # Of F a call and 4 F a trained image: two of each prompt are made in four
+  # steps, three of which are learned from; of pairs, one image takes 4 F.
+  one = image_job(build(), mesh).useful_flops / 16
+  per_prompt = job.useful_flops / 8
+  assert per_prompt == pytest.approx(one * 2 * (4 / 4 + 3))
+  values = jax.eval_shape(
+    lambda params, frozen, batch, key: job.objective.forward(
+      params, frozen, jax.tree.map(lambda x: x[0], batch), key
+    ),
+    job.state.params,
+    job.frozen,
+    job.batch,
+    jax.random.key(0),
+  )
+  assert [x.shape for x in values] == [(8, 2, 3), (8, 2)]
+  with pytest.raises(UserError, match="learns from the noise"):
+    image_job(build(**{**pso, "sample": {"guidance": 1.0}}), mesh)
+
+
 def test_cached_errors_take_the_reference_s_place(build):
   mesh = sharding.make_mesh(1, 1, 1)
   job = image_job(build(diffusion={"noise_bank": 2}), mesh)

@@ -1,0 +1,64 @@
+"""PSO of SDXL-Turbo, online: it learns from pairs of its own 4-step images.
+
+Miao et al. 2024 (https://arxiv.org/abs/2410.03190): in each step the model
+draws two images of every caption, a rater says which is better, and each noisy
+step of the sampler becomes likelier on the better image's way and less likely
+on the other's, beside the model before training. A step whose likelihood has
+changed by a tenth has no gradient any more.
+
+  python -m jaxpref.launch --config=configs/pso_sdxl.py \\
+    --workdir=runs/pso --config.model.path=FOLDER \\
+    --config.data.path=FILES --config.sample.prompts=PROMPTS
+
+FOLDER is SDXL-Turbo as diffusers saves it, whose scheduler is Euler ancestral
+with trailing timesteps. FILES are images with captions in a format that
+README.md lists; only the captions are used (the authors take 4,000 of
+Pick-a-Pic), though the images are encoded once, before training.
+
+**The reward is how red an image is** (`score.rater=red`), to see that it works:
+PickScore, which the authors train on, is not among the raters yet.
+
+The constants are those of the authors' code: an adapter of rank 32 with alpha
+32, AdamW at 1e-5 with a weight decay of 1e-6, beta 50, clip 0.1, images of 512
+pixels in four steps of which the last, without noise, is not learned from. An
+update of theirs has 8 pairs on each GPU: multiply `data.batch_size` by your
+devices. They make two updates of each set of images, and this makes one; they
+compute in float16, and this in bfloat16 with states and log-probabilities in
+float32; they save every 100 updates, and name no number to stop at.
+
+A caption takes eight calls of the UNet to draw its two images, six with
+gradient and six of the reference. `data.rows_per_device` is how many captions a
+device has at a time: each is two images to decode and six latents to learn
+from.
+
+The authors' DMD2 form, a sampler that adds all its noise afresh:
+
+    --config.model.lora.rank=16 --config.model.lora.alpha=16 \\
+    --config.sample.sampler=lcm --config.sample.steps=8 \\
+    --config.data.resolution=1024
+
+Their timesteps there are 999, 874, … 124 and this sampler's 999, 879, … 139;
+and it mixes a little of the state into the image, as LCM does.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.model = {
+    "family": "sdxl",
+    "param_dtype": "bfloat16",
+    "lora": {"rank": 32, "alpha": 32.0},
+  }
+  config.loss = {"name": "pso", "beta": 50.0, "clip": 0.1}
+  config.data = {"resolution": 512, "batch_size": 8, "rows_per_device": 4}
+  config.optimizer = {
+    "learning_rate": 1e-5,
+    "schedule": "constant",
+    "weight_decay": 1e-6,
+  }
+  config.train = {"steps": 1000, "checkpoint_every": 100}
+  config.sample = {"sampler": "euler_ancestral", "steps": 4, "guidance": 1.0}
+  config.score = {"rater": "red"}
+  return config
