@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.loss = {"name": "pso", "beta": 50.0, "clip": 0.1}
   config.data.rows_per_device = 16  # each a caption, of which two are drawn
   config.sample.steps = 4
+  config.train.steps = 100
   return config
 
 

@@ -13,6 +13,7 @@ _ROWS = (
   ("held-out reward accuracy", "eval/rewards/accuracies", "{:.3f}"),
   ("held-out preferred answer likelier", "eval/logps/accuracies", "{:.3f}"),
   ("samples that match the pattern", "samples/pattern", "{:.3f}"),
+  ("rating of images drawn of held-out", "eval/reward/mean", "{:.3f}"),
   ("redness of samples", "samples/red", "{:.3f}"),
   ("samples preferred to those before", "samples/preferred", "{:.3f}"),
   ("training loss", "loss", "{:.4f}"),

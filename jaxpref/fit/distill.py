@@ -77,37 +77,43 @@ def distill(
   states, latent = _teach(
     model, params["unet"], context, told, sampler, teacher_steps, seed
   )
-  alpha, sigma = (jnp.asarray(x) for x in (sampler.steps.alpha,
-                                           sampler.steps.sigma))  # fmt: skip
+  alpha, sigma, timestep = (
+    jnp.asarray(getattr(sampler.steps, name))
+    for name in ("alpha", "sigma", "timestep")
+  )
   weight = jnp.maximum(1.0, snr(alpha, sigma))
   tx = optax.chain(
     optax.clip_by_global_norm(1.0),
     optax.adam(optax.cosine_decay_schedule(learning_rate, steps)),
   )
 
-  def loss(student: Params, image: Array, step: Array) -> Array:
-    noisy = states[image, step]
-    time = jnp.asarray(sampler.steps.timestep)[step]
-    output = bind(unet, student)(noisy, time, context[told[image]], None)
+  def loss(
+    student: Params, noisy: Array, text: Array, step: Array, goal: Array
+  ) -> Array:
+    output = bind(unet, student)(noisy, timestep[step], text, None)
     found, _ = separate(
       kind, output.astype(jnp.float32), noisy, alpha[step], sigma[step]
     )
-    error = jnp.mean((found - latent[image]) ** 2, axis=(1, 2, 3))
+    error = jnp.mean((found - goal) ** 2, axis=(1, 2, 3))
     return jnp.mean(weight[step] * error)
 
   @jax.jit
-  def update(student: Params, state: Any, key: Any) -> Any:
+  def update(student: Params, state: Any, taught: Any, key: Any) -> Any:
+    states, latent, context = taught
     keys = jax.random.split(key)
     image = jax.random.randint(keys[0], (batch_size,), 0, images)
     step = jax.random.randint(keys[1], (batch_size,), 0, len(alpha))
-    grads = jax.grad(loss)(student, image, step)
+    grads = jax.grad(loss)(
+      student, states[image, step], context[told[image]], step, latent[image]
+    )
     updates, state = tx.update(grads, state)
     return optax.apply_updates(student, updates), state
 
-  student = params["unet"]
+  student, taught = params["unet"], (states, latent, context)
   state, key = jax.jit(tx.init)(student), jax.random.key(seed)
   for number in range(steps):
-    student, state = update(student, state, jax.random.fold_in(key, number))
+    each = jax.random.fold_in(key, number)
+    student, state = update(student, state, taught, each)
   return student
 
 

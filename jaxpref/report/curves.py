@@ -39,6 +39,18 @@ _CHARTS: _Charts = {
     "rewards/rejected": ("rejected", "orange"),
   }, {"zero": True, "help": "of a reward model; else β times the "
       "log-probability, less the reference's where the loss has one"}),
+  "Rating of sampled images": ({
+    "reward/chosen": ("better of two", "blue"),
+    "eval/reward/chosen": ("held-out", "blue"),
+    "reward/rejected": ("other", "orange"),
+    "eval/reward/rejected": ("held-out", "orange"),
+  }, {"help": "by config.score.rater, of the images that the model draws in "
+      "training"}),
+  "Ratios beyond the clip": ({
+    "ratios/clipped": ("train", "blue"),
+    "eval/ratios/clipped": ("held-out", "green"),
+  }, {"zero": True, "percent": True, "help": "sampling steps that have become "
+      "so much likelier, or less likely, that they have no gradient"}),
   "Log-probability of answers": ({
     "logps/chosen": ("chosen", "blue"),
     "eval/logps/chosen": ("held-out", "blue"),
