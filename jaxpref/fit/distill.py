@@ -70,7 +70,7 @@ def distill(
   assert not model.takes_sizes
   unet, kind = model.definitions["unet"], model.scheduler.prediction_type
   ids, _ = tokenize(model, prompts)
-  context, _ = jax.jit(functools.partial(encode_text, model.pipeline))(
+  context, _ = jax.jit(functools.partial(encode_text, model.definitions))(
     {x: params[x] for x in params if x in ids}, ids
   )
   told = jnp.arange(images) % len(prompts)
