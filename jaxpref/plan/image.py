@@ -44,6 +44,7 @@ from jaxpref.sample.samplers import Sampler
 from jaxpref.types import ImageBatch, PixelBatch
 
 _TOKENS = 77  # of CLIP's text encoders
+_SAMPLED = ("A latent is a prompt's, of which two images are sampled.",)
 _FACTOR = 8  # pixels to a latent, of SDXL's autoencoder
 
 
@@ -106,6 +107,7 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
       "prompts a step.",
       f"Reference: {settings.reference.mode}. Compute: {model.dtype}.",
       f"Images and captions are encoded {settings.data.encode} training.",
+      *(_SAMPLED if vae else ()),
     ),
   )
 
