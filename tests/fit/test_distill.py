@@ -35,7 +35,7 @@ def test_a_student_says_at_once_where_its_teacher_ends(teacher):
   sampler = euler_ancestral(scheduler, 2)
   ids, _ = tokenize(model, PROMPTS)
   context, _ = encode_text(
-    model.pipeline, params, jax.tree.map(jnp.asarray, ids)
+    model.definitions, params, jax.tree.map(jnp.asarray, ids)
   )
   noise = jax.random.normal(jax.random.key(9), (16, 8, 8, 4))
   told = context[jnp.arange(16) % 2]
