@@ -8,15 +8,18 @@ changed by a tenth has no gradient any more.
 
   python -m jaxpref.launch --config=configs/pso_sdxl.py \\
     --workdir=runs/pso --config.model.path=FOLDER \\
-    --config.data.path=FILES --config.sample.prompts=PROMPTS
+    --config.data.path=FILES --config.sample.prompts=PROMPTS \\
+    --config.score.models.pickscore=PICKSCORE
 
 FOLDER is SDXL-Turbo as diffusers saves it, whose scheduler is Euler ancestral
 with trailing timesteps. FILES are images with captions in a format that
 README.md lists; only the captions are used (the authors take 4,000 of
 Pick-a-Pic), though the images are encoded once, before training.
 
-**The reward is how red an image is** (`score.rater=red`), to see that it works:
-PickScore, which the authors train on, is not among the raters yet.
+PICKSCORE is the folder of PickScore_v1, on which the authors train too; any
+other that jaxpref/models/sdxl/clip_folder.py reads rates as well, and in its
+place `--config.score.rater=red` takes how red an image is, to see that it
+works. `samples/pickscore` is the mean of the images that are shown.
 
 The constants are those of the authors' code: an adapter of rank 32 with alpha
 32, AdamW at 1e-5 with a weight decay of 1e-6, beta 50, clip 0.1, images of 512
@@ -60,5 +63,4 @@ def get_config() -> ml_collections.ConfigDict:
   }
   config.train = {"steps": 1000, "checkpoint_every": 100}
   config.sample = {"sampler": "euler_ancestral", "steps": 4, "guidance": 1.0}
-  config.score = {"rater": "red"}
   return config

@@ -27,6 +27,13 @@ from jaxpref.fit.image_reference import (
   is_other,
   with_image_mode,
 )
+from jaxpref.fit.image_reward import (
+  ROLE,
+  Reward,
+  describe_all,
+  find_reward,
+  place_rater,
+)
 from jaxpref.fit.loss import find_loss, is_online
 from jaxpref.fit.objectives import Objective, Roles
 from jaxpref.fit.online_objective import find_image_objective
@@ -52,7 +59,8 @@ from jaxpref.sample.album import Album
 from jaxpref.sample.image import make_images, make_recipe
 from jaxpref.sample.invert import ddim_inverse_from
 from jaxpref.sample.prompts import read_prompts
-from jaxpref.score.raters import RATERS, preference_rate
+from jaxpref.score.image_stage import open_scorers
+from jaxpref.score.raters import preference_rate
 from jaxpref.types import Params
 
 _Examples = PreparedImages | PreparedPixels
@@ -79,13 +87,14 @@ def image_task(
   prepare = prepare_pixels if _encodes(settings) else prepare_images
   online = is_online(find_loss(settings.loss))
   sampler = noisy_sampler(settings, encoder.scheduler) if online else None
+  reward = find_reward(settings.score) if online else None
   train, test = read_examples(
     settings, lambda data, path: prepare(data, path, encoder, say)
   )
   if "fit" not in settings.stages:
     return None
   definition = define_unet(settings.model, encoder.definitions["unet"].config)
-  steps, test_steps = _make_steps(settings, train, test, mesh)
+  steps, test_steps = _make_steps(settings, train, test, mesh, reward)
   folder = encoder.pipeline.folder / "unet"
   load = functools.partial(_load, settings, encoder, definition)
   preview = _Preview(settings, workdir, encoder, definition, test, mesh)
@@ -110,6 +119,8 @@ def image_task(
     if online:
       places = sharding.param_shardings(mesh, vae.shapes, vae.axes)
       frozen["vae"] = StoredParts(encoder.pipeline, {"vae": places})["vae"]
+    if reward and reward.scorer:
+      frozen[ROLE] = place_rater(reward.scorer, mesh)
     return frozen, lambda: None
 
   side = resolution(settings.data, encoder) // encoder.factor
@@ -125,7 +136,9 @@ def image_task(
     steps=steps,
     test_steps=test_steps,
     put=functools.partial(put_batch, mesh),
-    objective=functools.partial(_objective, settings, encoder, definition),
+    objective=functools.partial(
+      _objective, settings, encoder, definition, reward
+    ),
     open_reference=open_reference,
     flops=lambda number: one * steps.images(number),
     preview=preview.write,
@@ -142,12 +155,14 @@ def _objective(
   settings: config.Config,
   encoder: ImageModel,
   definition: Definition,
+  reward: Reward | None,
   *,
   training: bool = False,
 ) -> Objective:
   vae, scheduler = encoder.definitions["vae"], encoder.scheduler
+  rate = reward and reward.rate
   found = find_image_objective(
-    definition, vae, settings, scheduler, training=training
+    definition, vae, settings, scheduler, rate, training=training
   )
   if not _encodes(settings):
     return found
@@ -274,8 +289,11 @@ def _make_steps(
   train: _Examples,
   test: _Examples | None,
   mesh: jax.sharding.Mesh,
+  reward: Reward | None,
 ) -> tuple[ImageSteps, ImageSteps | None]:
   data, loss = settings.data, find_loss(settings.loss)
+  parts = (train, test) if test else (train,)
+  captions = [x for part in parts for x in part.listed["captions"]]
   make = functools.partial(
     ImageSteps,
     batch_size=data.batch_size,
@@ -283,6 +301,7 @@ def _make_steps(
     devices=mesh.shape["data"] * mesh.shape["fsdp"],
     seed=data.seed,
     sampled=IMAGES if is_online(loss) else 0,
+    described=reward and describe_all(reward.scorer, captions),
   )
   order, num_steps = order_examples(settings, train)
   steps = make(
@@ -313,6 +332,7 @@ class _Preview:
     mesh: jax.sharding.Mesh,
   ):
     self._settings, self._workdir, self._mesh = settings, workdir, mesh
+    self._scorers = open_scorers(settings.score)
     pipeline = dataclasses.replace(
       encoder.pipeline,
       definitions={**encoder.definitions, "unet": definition},
@@ -339,17 +359,17 @@ class _Preview:
     pixels = self._make(params, prompts, range(len(prompts)))
     if jax.process_index():
       return {}
-    rater = self._settings.score.rater
-    scores = (
-      {rater: [float(RATERS[rater](each)) for each in pixels]} if rater else {}
-    )
+    scores = {
+      name: [float(each) for each in scorer(list(pixels), prompts)]
+      for name, scorer in self._scorers.items()
+    }
     self._keep(step, prompts, pixels, scores)
     return self._compared(scores)
 
   def _compared(
     self, scores: Mapping[str, Sequence[float]]
   ) -> dict[str, float]:
-    """Means, and the share that is rated higher than before training."""
+    """Means, and the share that the first rates higher than before training."""
     found = {f"samples/{name}": float(np.mean(x)) for name, x in scores.items()}
     for name, after in scores.items():
       path = self._workdir / "samples" / "samples.jsonl"
@@ -357,7 +377,7 @@ class _Preview:
       before = [x["scores"].get(name) for x in rows
                 if x["step"] == 0 and "scores" in x]  # fmt: skip
       if len(before) == len(after) and None not in before:
-        found["samples/preferred"] = preference_rate(after, before)
+        found.setdefault("samples/preferred", preference_rate(after, before))
     return found
 
   def _keep(

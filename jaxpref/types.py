@@ -251,6 +251,8 @@ class ImageBatch(Pictures):
   std: Float32[Leaf, "slots y x c"]
   context: Float32[Leaf, "prompts _ _"]
   pooled: Float32[Leaf, "prompts _"]
+  # The texts as what rates images takes them, where it does.
+  described: Float32[Leaf, "prompts _"] | None = None
 
   @property
   def texts(self) -> int:

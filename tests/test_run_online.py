@@ -119,7 +119,8 @@ def test_eight_devices_do_as_one(build, tmp_path):
 @pytest.mark.parametrize(
   ("changed", "says"),
   [
-    ({"score": {"rater": ""}}, r"config\.score\.rater is ''"),
+    ({"score": {"rater": ""}}, "config.score names none. Name one"),
+    ({"score": {"models": {"x": "y"}}}, "config.score names red, x. Name one"),
     ({"sample": {"sampler": "ddim"}}, "learns from the noise"),
     ({"sample": {"steps": 1}}, "steps to at least 2"),
     ({"sample": {"guidance": 3.0}}, "without guidance"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Float32
@@ -50,6 +50,7 @@ class ImageSteps(Calendar):
     drop_caption: float = 0.0,
     flip: float = 0.0,
     sampled: int = 0,
+    described: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
   ):
     """
@@ -67,6 +68,7 @@ class ImageSteps(Calendar):
       flip: the share of draws in which all images of the prompt are mirrored.
       sampled: how many images training samples of a prompt, of which `kept`
         has one for its place; 0 = it learns from the data's.
+      described: of each caption, what a rater of sampled images takes of it.
       seed: of those draws.
 
     Raises UserError where the images of a prompt are too many.
@@ -76,7 +78,7 @@ class ImageSteps(Calendar):
     self.slots, self.devices = per_device * devices, devices
     self.noise_bank = noise_bank
     self.drop_caption, self.flip, self.seed = drop_caption, flip, seed
-    self.sampled = sampled
+    self.sampled, self.described = sampled, described
     self.ref_error: np.ndarray | None = None  # [draws, responses]
     self._pieces = [self._piece(i) for i in range(len(data))]
     check_room(max(piece.size for piece in self._pieces), self.slots)
@@ -93,11 +95,15 @@ class ImageSteps(Calendar):
     prompt, item = np.zeros(lead, np.int32), np.zeros(lead, np.int32)
     images: list[list[Any]] = [[] for _ in packing]
     texts: list[list[Any]] = [[] for _ in packing]
+    told: list[list[Any]] = [[] for _ in packing]
     for m, micro in enumerate(packing):
       for p, piece in enumerate(itertools.chain.from_iterable(micro)):
         i = piece.example
         drops = self._happens(self.drop_caption, i, draw, _CAPTION)
         texts[m].append(self.data.text(-1 if drops else i))
+        if self.described is not None:
+          caption = self.data.caption(i)
+          told[m].append(_Described(self.described[caption]))
         mirrored = self._happens(self.flip, i, draw, _MIRROR)
         first = self.data.first_response[i]
         for j in piece.responses:
@@ -107,6 +113,7 @@ class ImageSteps(Calendar):
     return self.data.batch(
       **_stacked(images, shape.slots),
       **_stacked(texts, shape.rows),
+      **(_stacked(told, shape.rows) if self.described is not None else {}),
       prompt=prompt,
       item=item,
       draw=np.full(lead, draw, np.int32),
@@ -197,6 +204,10 @@ class ImageSteps(Calendar):
       lists=max(1, prompts),
       items=int(sizes.max()),
     )
+
+
+class _Described(NamedTuple):
+  described: np.ndarray
 
 
 def _stacked(micros: list[list[Any]], size: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jaxpref.fit.image_objective import (
   predict,
   predict_reference,
 )
+from jaxpref.fit.image_reward import Rate
 from jaxpref.fit.loss import beta, find_loss, is_online, option, own_options
 from jaxpref.fit.objectives import Objective, Roles, Terms
 from jaxpref.fit.rollout import IMAGES, Rollout, noisy_sampler, roll_out
@@ -29,7 +30,6 @@ from jaxpref.models.lora import overlay
 from jaxpref.models.sdxl.scheduler import Scheduler
 from jaxpref.sample.denoise import step_mean
 from jaxpref.sample.image import decode_pixels
-from jaxpref.score.raters import RATERS
 from jaxpref.types import ImageBatch, Params, Term, sum_valid
 
 _Values = tuple[
@@ -42,17 +42,19 @@ def find_image_objective(
   vae: Definition | None,
   settings: config.Config,
   scheduler: Scheduler,
+  rate: Rate | None,
   *,
   training: bool = False,
 ) -> Objective:
   """Of the data's images, or of those that the policy samples, by the loss.
 
-  Args: see `online_image_objective`; the former takes no `vae`.
+  Args: see `online_image_objective`; the former takes no `vae` and no `rate`.
   """
   if is_online(find_loss(settings.loss)):
     assert vae is not None
+    assert rate is not None
     return online_image_objective(
-      definition, vae, settings, scheduler, training=training
+      definition, vae, settings, scheduler, rate, training=training
     )
   return image_objective(definition, settings, scheduler, training=training)
 
@@ -62,19 +64,21 @@ def online_image_objective(
   vae: Definition,
   settings: config.Config,
   scheduler: Scheduler,
+  rate: Rate,
   *,
   training: bool = False,
 ) -> Objective:
   """The objective of a loss of sampling steps, such as `pso`.
 
   A slot is a prompt. The policy samples two images of it by `config.sample`,
-  from different noise, and `config.score.rater` says which is chosen. Policy
+  from different noise, and `config.score` says which is chosen. Policy
   and reference then predict again where each noisy step began. Two images that
   are rated alike count as a pair of log-ratio 0: they have a loss of log 2 and
   no gradient. (That the count of pairs does not depend on rewards spares the
   step to sample twice.)
 
-  Roles are those of `image_objective`, and `vae` (frozen).
+  Roles are those of `image_objective`, `vae` (frozen) and, where a model rates,
+  `rater` (frozen).
 
   Reference: Miao et al. 2024 (https://arxiv.org/abs/2410.03190). The authors'
   code makes two to four updates of each set of images, and this one; it chooses
@@ -85,11 +89,11 @@ def online_image_objective(
     vae: the autoencoder.
     settings: loss, sample, score, and the seed.
     scheduler: of the model's folder.
+    rate: of `image_reward.find_reward`.
     training: whether an adapter drops inputs.
   """
   loss = find_loss(settings.loss)
   sampler = noisy_sampler(settings, scheduler)
-  rate = RATERS[settings.score.rater]
   kind = scheduler.prediction_type
 
   def sample(policy: Params, frozen: Roles, batch: ImageBatch) -> Rollout:
@@ -99,10 +103,14 @@ def online_image_objective(
       timesteps = jnp.full(len(latents), timestep, jnp.float32)
       return predict(definition, policy, rows, latents, timesteps)
 
+    texts = rows.described
+    if texts is not None:
+      texts = texts[rows.prompt]
+
     return roll_out(
       ask,
       functools.partial(decode_pixels, bind(vae, frozen["vae"])),
-      rate,
+      lambda pixels: rate(frozen, pixels, texts),
       sampler,
       batch,
       prediction=kind,

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxpref import config
 from jaxpref.errors import UserError
+from jaxpref.fit.image_reward import find_reward
 from jaxpref.fit.loss import find_loss, is_online
 from jaxpref.fit.noising import trajectory_keys
 from jaxpref.models.sdxl.scheduler import Scheduler
@@ -120,11 +121,7 @@ def check_rollout(settings: config.Config) -> None:
   if not is_online(find_loss(settings.loss)):
     return
   what = f"config.loss.name {settings.loss.name!r}"
-  if not settings.score.rater:
-    raise UserError(
-      f"{what} compares the images that the model samples by a reward, and "
-      "config.score.rater is ''. Name one, such as red."
-    )
+  find_reward(settings.score)
   if settings.sample.guidance > 1.0:
     raise UserError(
       f"{what} samples as few-step models do, without guidance, and "

@@ -23,6 +23,7 @@ from jaxpref.fit.image_reference import (
   image_roles,
   with_image_mode,
 )
+from jaxpref.fit.image_reward import find_reward
 from jaxpref.fit.loss import check_suits, find_loss, is_online, ranks
 from jaxpref.fit.online_objective import find_image_objective
 from jaxpref.fit.optimizer import make_optimizer, make_schedule
@@ -44,7 +45,11 @@ from jaxpref.sample.samplers import Sampler
 from jaxpref.types import ImageBatch, PixelBatch
 
 _TOKENS = 77  # of CLIP's text encoders
-_SAMPLED = ("A latent is a prompt's, of which two images are sampled.",)
+_SAMPLED = (
+  "A latent is a prompt's, of which two images are sampled. A model that rates "
+  "them is not counted.",
+)
+_RATE = find_reward(config.Score(rater="red")).rate  # in place of any
 _FACTOR = 8  # pixels to a latent, of SDXL's autoencoder
 
 
@@ -74,7 +79,7 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   roles = image_roles(settings, definition)
   batch: ImageBatch | PixelBatch
   objective = find_image_objective(
-    definition, vae, settings, scheduler, training=True
+    definition, vae, settings, scheduler, _RATE, training=True
   )
   if settings.data.encode == "during":
     encoders = _encoders(model)

@@ -6,7 +6,8 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Float32, UInt8
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, UInt8
 import numpy as np
 from PIL import Image
 
@@ -16,9 +17,11 @@ from jaxpref.models.sdxl.clip_folder import (
   load_clip,
   open_clip,
   rate,
+  text_vectors,
 )
 from jaxpref.models.sdxl.image_model import read_tokenizer
 from jaxpref.models.tensors import read_json
+from jaxpref.types import Params
 
 _TOGETHER = 8  # images of a call; a constant, so that it changes no bit
 
@@ -36,17 +39,42 @@ class Preparation(NamedTuple):
     self, pixels: UInt8[np.ndarray, "y x 3"]
   ) -> Float32[np.ndarray, "Y X 3"]:
     """Scales by Pillow's bicubic filter, cuts the middle out, normalises."""
-    height, width = pixels.shape[:2]
-    scale = self.shortest / min(height, width)
-    size = (
-      max(self.shortest, int(width * scale)),
-      max(self.shortest, int(height * scale)),
+    height, width = self._scaled(pixels.shape)
+    image = Image.fromarray(pixels)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return self._finished(np.asarray(image, np.float32)[None])[0]
+
+  def on_device(
+    self, pixels: UInt8[Array, "images y x 3"]
+  ) -> Float32[Array, "images Y X 3"]:
+    """The same in a program of JAX."""
+    images, channels = pixels.shape[0], pixels.shape[3]
+    size = (images, *self._scaled(pixels.shape[1:]), channels)
+    scaled = jax.image.resize(pixels.astype(jnp.float32), size, "cubic")
+    return self._finished(jnp.clip(scaled, 0.0, 255.0))
+
+  def _scaled(self, shape: Sequence[int]) -> tuple[int, int]:
+    scale = self.shortest / min(shape[:2])
+    height, width = (max(self.shortest, int(x * scale)) for x in shape[:2])
+    return height, width
+
+  def _finished(self, pixels: Any) -> Any:
+    top = (pixels.shape[1] - self.height) // 2
+    left = (pixels.shape[2] - self.width) // 2
+    cut = pixels[:, top : top + self.height, left : left + self.width]
+    mean, std = (
+      np.array(each, np.float32).reshape(1, 1, 1, 3)
+      for each in (self.mean, self.std)
     )
-    image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-    left, top = (size[0] - self.width) // 2, (size[1] - self.height) // 2
-    cut = image.crop((left, top, left + self.width, top + self.height))
-    mean, std = np.array(self.mean, "f4"), np.array(self.std, "f4")
-    return (np.asarray(cut, "f4") / 255.0 - mean) / std
+    return (cut / 255.0 - mean) / std
+
+
+def _turns(count: int) -> list[np.ndarray]:
+  """Rows of each call; the last ones are filled up by the first again."""
+  return [
+    np.arange(start, start + _TOGETHER) % count
+    for start in range(0, count, _TOGETHER)
+  ]
 
 
 def read_preparation(folder: pathlib.Path) -> Preparation:
@@ -85,10 +113,12 @@ class ClipScorer:
       )
     text = self._clip.text
     self._tokenizer = read_tokenizer(self._clip.folder) if text else None
-    self._program = jax.jit(functools.partial(rate, self._clip))
+    self._rate = jax.jit(functools.partial(rate, self._clip))
+    self._describe = jax.jit(functools.partial(text_vectors, self._clip))
 
   @functools.cached_property
-  def _params(self) -> Mapping[str, Any]:
+  def params(self) -> dict[str, Params]:
+    """All of its weights."""
     return load_clip(self._clip)
 
   def __call__(
@@ -96,14 +126,34 @@ class ClipScorer:
   ) -> Float32[np.ndarray, " images"]:
     """Args: images of any size, and of each what it shows."""
     pixels = np.stack([self._prepare(each) for each in images])
-    ids = self._ids(texts) if self._clip.text else None
+    vectors = self.describe(texts)
     found = []
-    for start in range(0, len(images), _TOGETHER):
-      # The last ones are filled up by the first again.
-      here = np.arange(start, start + _TOGETHER) % len(images)
-      own = None if ids is None else ids[here]
-      found.append(self._program(self._params, pixels[here], own))
+    for here in _turns(len(images)):
+      own = None if vectors is None else vectors[here]
+      found.append(self._rate(self.params, pixels[here], own))
     return np.concatenate(jax.device_get(found))[: len(images)]
+
+  def describe(
+    self, texts: Sequence[str]
+  ) -> Float32[np.ndarray, "texts P"] | None:
+    """What `rate_pixels` takes of texts; None where they are not read."""
+    if not self._clip.text:
+      return None
+    ids = self._ids(texts)
+    found = [self._describe(self.params, ids[x]) for x in _turns(len(texts))]
+    return np.concatenate(jax.device_get(found))[: len(texts)]
+
+  def rate_pixels(
+    self,
+    params: Mapping[str, Params],
+    pixels: UInt8[Array, "images Y X 3"],
+    vectors: Float32[Array, "images P"] | None,
+  ) -> Float32[Array, " images"]:
+    """The same within a program: images of one size, and `describe`'s vectors.
+
+    JAX scales them without rounding to levels of 256, as Pillow does.
+    """
+    return rate(self._clip, params, self._prepare.on_device(pixels), vectors)
 
   def _ids(self, texts: Sequence[str]) -> np.ndarray:
     """What is too long is cut, and ends as every text does."""

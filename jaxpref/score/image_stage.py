@@ -54,6 +54,12 @@ def score_images(
   more refused rows than data.max_rejected.
   """
   scorers = open_scorers(settings.score)
+  if not scorers:
+    raise UserError(
+      "The stage 'score' needs something that rates images: name folders of "
+      "models, as --config.score.models.pickscore=FOLDER, or set "
+      "config.score.rater."
+    )
   files = read.source_files(settings.data.path)
   write_config(settings, workdir)
   place = workdir / "scores" / _key(settings, files)
@@ -87,12 +93,6 @@ def open_scorers(settings: config.Score) -> dict[str, Scorer]:
   if rater := settings.rater:
     one = RATERS[rater]
     scorers[rater] = lambda images, texts: [float(one(each)) for each in images]
-  if not scorers:
-    raise UserError(
-      "The stage 'score' needs something that rates images: name folders of "
-      "models, as --config.score.models.pickscore=FOLDER, or set "
-      "config.score.rater."
-    )
   return scorers
 
 

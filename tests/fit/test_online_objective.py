@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from jaxpref import config
 from jaxpref.errors import UserError
-from jaxpref.fit import online_objective
+from jaxpref.fit import image_reward
 from jaxpref.fit.image_objective import predict
+from jaxpref.fit.image_reward import find_reward
 from jaxpref.fit.loss import check_suits
 from jaxpref.fit.online_objective import online_image_objective
 from jaxpref.fit.rollout import check_rollout, noisy_sampler, roll_out
@@ -90,7 +91,11 @@ def _batch(slots=4, padding=1):
 
 def _objective(parts, settings=None, scheduler=TURBO):
   return online_image_objective(
-    parts["unet"][0], parts["vae"][0], settings or _settings(), scheduler
+    parts["unet"][0],
+    parts["vae"][0],
+    settings or _settings(),
+    scheduler,
+    find_reward(config.Score(rater="red")).rate,
   )
 
 
@@ -218,7 +223,7 @@ def test_images_that_are_rated_alike_pull_nowhere(parts, monkeypatch):
     rates = redness(pixels)
     return rates.at[:2].set(0.5)  # those of the first prompt
 
-  monkeypatch.setattr(online_objective, "RATERS", {"red": rate})
+  monkeypatch.setattr(image_reward, "RATERS", {"red": rate})
   params, vae = parts["unet"][1], parts["vae"][1]
   policy = jax.tree.map(lambda x: 1.02 * x, params)
   frozen = {"reference": params, "vae": vae}
@@ -290,7 +295,7 @@ def test_all_but_the_last_step_are_learned_from(parts, sampler):
 @pytest.mark.parametrize(
   ("changed", "says"),
   [
-    ({"score": {"rater": ""}}, "Name one, such as red"),
+    ({"score": {"rater": ""}}, "Name one: a rater such as red"),
     ({"sample": {"guidance": 5.0}}, r"guidance is 5\.0. Set it to 1\.0"),
     (
       {"diffusion": {"noise_bank": 2}},

@@ -117,7 +117,7 @@ def rate(
   clip: ClipFolder,
   params: Mapping[str, Params],
   pixels: Float32[Array, "images Y X 3"],
-  ids: Int32[Array, "images tokens"] | None,
+  texts: Float32[Array, "images P"] | None,
 ) -> Float32[Array, " images"]:
   """What the model says of each image, with its text where it reads texts.
 
@@ -128,7 +128,7 @@ def rate(
     clip: the folder.
     params: of `load_clip`.
     pixels: as the vision tower wants them.
-    ids: of the texts, padded after their end.
+    texts: of `text_vectors`.
   """
   image = _unit(bind(clip.vision, params["vision"])(pixels))
   head = params["head"]
@@ -136,9 +136,18 @@ def rate(
     for place in sorted(head):  # linear layers, with nothing between them
       image = image @ head[place]["kernel"] + head[place]["bias"][None]
     return image[:, 0]
-  assert ids is not None
-  text = _unit(bind(clip.text, params["text"])(ids).pooled)
-  return jnp.exp(head["scale"]) * jnp.sum(image * text, axis=-1)
+  assert texts is not None
+  return jnp.exp(head["scale"]) * jnp.sum(image * texts, axis=-1)
+
+
+def text_vectors(
+  clip: ClipFolder,
+  params: Mapping[str, Params],
+  ids: Int32[Array, "texts tokens"],
+) -> Float32[Array, "texts P"]:
+  """Of length 1, of texts that are padded after their end."""
+  assert clip.text
+  return _unit(bind(clip.text, params["text"])(ids).pooled)
 
 
 def _unit(x: Float[Array, "rows P"]) -> Float32[Array, "rows P"]:
