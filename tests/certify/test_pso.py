@@ -87,9 +87,10 @@ def test_pso(student, launch, certify, tmp_path):
   }
   pso, plain = mean["pso"], mean["denoising"]
   certify(
-    f"Shapes, PSO, 4-step samples redder than before, of {len(SEEDS)} seeds",
+    "Shapes, PSO, 4-step samples redder than before",
     f"{_spread(preferred)}; redness {red:.3f} to {pso['red']:.3f}, by plain "
-    f"fine-tuning {plain['red']:.3f}; {max(seconds):.0f} s of processor",
+    f"fine-tuning {plain['red']:.3f}; {max(seconds):.0f} s of processor; "
+    f"seeds: {len(SEEDS)}",
     "mean ≥ 0.85, redness + 0.04 and above fine-tuning's, ≤ 240 s each",
     np.mean(preferred) >= 0.85
     and pso["red"] >= red + 0.04
@@ -97,9 +98,9 @@ def test_pso(student, launch, certify, tmp_path):
     and max(seconds) <= 240,
   )
   certify(
-    f"Shapes, PSO, sharpness of 4-step samples, of {len(SEEDS)} seeds",
-    f"{sharp:.4f} to {_spread(found['pso']['sharp'])}, by plain fine-tuning "
-    f"{_spread(found['denoising']['sharp'])}",
+    "Shapes, PSO, sharpness of 4-step samples",
+    f"{sharp:.3f} to {_spread(found['pso']['sharp'])}, by plain fine-tuning "
+    f"{_spread(found['denoising']['sharp'])}; seeds: {len(SEEDS)}",
     "≥ 0.98 of before, and above fine-tuning's",
     pso["sharp"] >= 0.98 * sharp and pso["sharp"] > plain["sharp"],
   )

@@ -200,7 +200,8 @@ def test_loss_and_gradient_are_those_of_the_authors(parts, sd_folder):
     ours = weight.theirs(ours[0] if weight.stacked else ours)
     grad = named[weight.name.format(0)].grad.numpy()
     apart.append(np.abs(ours - grad).max() / (np.abs(grad).max() + 1e-3))
-  assert max(apart) < 1e-3, max(apart)
+  # Measured: 7e-6, float32 beside float64.
+  assert max(apart) < 3e-5, max(apart)
 
 
 def test_the_first_loss_is_ln2_and_pulls(parts):
