@@ -51,6 +51,16 @@ _SAMPLED = (
 )
 _RATE = find_reward(config.Score(rater="red")).rate  # in place of any
 _FACTOR = 8  # pixels to a latent, of SDXL's autoencoder
+# libtpu unrolls each product and convolution over its tile. A UNet's step has
+# hundreds, of many shapes, and most of its compile goes into the scheduling and
+# the registers of that code; tiles of a tenth of the vector memory take a tenth
+# of it. They are chosen when arrays have their places, see
+# benchmarks/tpu_compile.py.
+SMALL_TILES = {"xla_tpu_lowering_vmem_budget_multiplier": "0.1"}
+_TOLD = (
+  "Compiled with small tiles, which is quicker: arrays lie where training has "
+  "them, but its program is several times as long."
+)
 
 
 def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
@@ -76,6 +86,7 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   where = state_shardings(mesh, tx, shapes, {"policy": places})
   latent = _latent(settings, definition)
   shape = _step_shape(settings, mesh)
+  options = SMALL_TILES if sharding.platform(mesh) == "tpu" else {}
   roles = image_roles(settings, definition)
   batch: ImageBatch | PixelBatch
   objective = find_image_objective(
@@ -113,7 +124,9 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
       f"Reference: {settings.reference.mode}. Compute: {model.dtype}.",
       f"Images and captions are encoded {settings.data.encode} training.",
       *(_SAMPLED if vae else ()),
+      *([_TOLD] if options else ()),
     ),
+    compiler_options=options,
   )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import time
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ class Job(NamedTuple):
   batch: Any  # micro-batches on the first axis
   useful_flops: float  # of a step, over all chips
   assumes: tuple[str, ...]  # sentences
+  compiler_options: Mapping[str, str] = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,8 @@ def measure(job: Job, mesh: jax.sharding.Mesh) -> Measured:
     program, fits = None, False
     limit = chip and chip.memory_bytes
     try:
-      compiled = traced.lower().compile()
+      options = dict(job.compiler_options)
+      compiled = traced.lower().compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
       total, limit = read_exhausted(error)
       arguments = shard_bytes((job.state, job.frozen, job.batch))

@@ -49,6 +49,7 @@ def as_json(
       "most": prediction.most,
     },
     "assumes": list(job.assumes),
+    "compiler_options": dict(job.compiler_options),
     "compile_seconds": measured.compile_seconds,
     "compile_cpu_seconds": measured.compile_cpu_seconds,
     "versions": {name: _version(name) for name in ("jax", "libtpu")},

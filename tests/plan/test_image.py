@@ -9,7 +9,7 @@ import pytest
 from jaxpref import config, sharding
 from jaxpref.errors import UserError
 from jaxpref.plan import image
-from jaxpref.plan.image import image_job
+from jaxpref.plan.image import SMALL_TILES, image_job
 from jaxpref.plan.job import _kept, measure
 
 _EVERYWHERE = jax.sharding.PartitionSpec()
@@ -161,3 +161,14 @@ def test_cached_errors_take_the_reference_s_place(build):
     job.batch,
     jax.random.key(0),
   )
+
+
+def test_a_tpu_s_compiler_is_asked_for_small_tiles(build, tpu_devices):
+  here = image_job(build(), sharding.make_mesh(1, 4, 2))
+  assert not here.compiler_options
+  mesh = sharding.make_mesh(1, 4, 2, devices=tpu_devices)
+  there = image_job(build(), mesh)
+  assert there.compiler_options == SMALL_TILES
+  assert there.assumes[-1].startswith("Compiled with small tiles")
+  with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+    measure(there._replace(compiler_options={"no_such_option": "1"}), mesh)
