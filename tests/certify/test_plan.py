@@ -76,17 +76,19 @@ def test_it_fits(name, topology, bar, launch, tmp_path, certify):
     ("all weights", "v5p:2x2x2", 95.0, 0),
     ("LoRA of rank 8", "v5e:4x4", 15.75, 8),
   ],
+  ids=["all", "lora"],
 )
 def test_sdxl_fits(what, topology, bar, rank, launch, tmp_path, certify):
   """Pairs of images of 1024 x 1024, policy and reference."""
+  keys = ("model__lora__rank", "model__lora__alpha")
+  adapter = dict.fromkeys(keys, rank) if rank else {}
   plan = _plan(
     launch,
     tmp_path,
     "diffusion_dpo_sdxl",
     topology,
     model__arch__preset="sdxl-base",
-    model__lora__rank=rank,
-    model__lora__alpha=8,
+    **adapter,
   )
   sizes = {key: size / GIB for key, size in plan["bytes_per_chip"].items()}
   state = sizes["parameters"] + sizes["optimizer"]
