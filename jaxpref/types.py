@@ -115,6 +115,9 @@ class Video:
     return self.frames[len(self.frames) // 2]
 
 
+PICTURES = (Image, Video)
+
+
 @dataclasses.dataclass(frozen=True)
 class Response:
   """One answer to a prompt: text, chat messages, an image or a video."""

@@ -19,7 +19,7 @@ from jaxpref.data.arrays import ArrayWriter, Spool
 from jaxpref.data.cache import ARRAYS, MANIFEST, REJECTED
 from jaxpref.data.read import Refusal
 from jaxpref.errors import UserError
-from jaxpref.types import Image, Record, Response, Video
+from jaxpref.types import PICTURES, Record, Response
 
 _BATCH = 512  # rows tokenised at a time
 
@@ -76,23 +76,28 @@ def tokenized(
   are refused.
   """
   stream = records(files, data.format, tally, tell)
-  first = True
-  while batch := list(itertools.islice(stream, _BATCH)):
-    if first and all(map(_is_pictured, batch)):
+  batches = iter(lambda: list(itertools.islice(stream, _BATCH)), [])
+  for record, outcome in text.tokenize_ahead(
+    _checked(batches), rules, data, tally.counts
+  ):
+    if isinstance(outcome, text.Tokens):
+      yield record, outcome
+    elif outcome.refused:
+      tally.refuse(record, outcome.kind, outcome.detail, tell)
+    else:
+      tally.dropped[outcome.kind] += 1
+
+
+def _checked(batches: Iterator[list[Record]]) -> Iterator[list[Record]]:
+  """Raises UserError where all records of the first batch hold images."""
+  for number, batch in enumerate(batches):
+    if number == 0 and all(map(_is_pictured, batch)):
       raise UserError(
         f"{batch[0].id} and what follows hold images, and a language model is "
         "trained on texts. Set config.data.path to data whose answers are "
         "texts; images are for diffusion models."
       )
-    first = False
-    outcomes = text.tokenize(batch, rules, data, tally.counts)
-    for record, outcome in zip(batch, outcomes, strict=True):
-      if isinstance(outcome, text.Tokens):
-        yield record, outcome
-      elif outcome.refused:
-        tally.refuse(record, outcome.kind, outcome.detail, tell)
-      else:
-        tally.dropped[outcome.kind] += 1
+    yield batch
 
 
 def records(
@@ -165,7 +170,7 @@ def _parse(
 
 def _is_pictured(record: Record) -> bool:
   contents = (each.content for each in record.responses)
-  return any(isinstance(each, Image | Video) for each in contents)
+  return any(isinstance(each, PICTURES) for each in contents)
 
 
 def _place(record: Record) -> tuple[str, int]:

@@ -18,13 +18,14 @@ The rules, which the summary of a preparation counts:
 import array
 from collections import Counter
 from collections.abc import Iterator, MutableSequence, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 import dataclasses
 from typing import Any, NamedTuple
 
 from jaxpref import config
 from jaxpref.data.tokenizer import Rules, boundary
 from jaxpref.errors import UserError
-from jaxpref.types import Image, Record, Video
+from jaxpref.types import PICTURES, Record
 
 
 class Tokens(NamedTuple):
@@ -82,19 +83,53 @@ def tokenize(
 
   Raises UserError for chat messages and a tokenizer without chat template.
   """
-  rendered = [
-    _unless_endless(_render(record, rules), limits.max_length)
-    for record in records
-  ]
-  told = _encode([each for each in rendered if isinstance(each, _Text)], rules)
-  tokens = iter(told)
-  for record, text in zip(records, rendered, strict=True):
-    if isinstance(text, Unused):
-      yield text
-      continue
-    prompt, responses, split = next(tokens)
-    counts.events["boundary_split"] += split
-    yield _finish(record, text, prompt, responses, rules, limits, counts)
+  for _, tokens in tokenize_ahead(iter([records]), rules, limits, counts):
+    yield tokens
+
+
+def tokenize_ahead(
+  batches: Iterator[Sequence[Record]],
+  rules: Rules,
+  limits: config.Data,
+  counts: Counts,
+) -> Iterator[tuple[Record, Tokens | Unused]]:
+  """The same of many batches, each record with what became of it.
+
+  A thread encodes a batch while the one before is finished, and what the
+  caller does with that: the tokenizer is Rust's, and needs no interpreter.
+  """
+  assert rules.encoder  # made before two threads ask for it
+  with ThreadPoolExecutor(1) as thread:
+
+    def begin(records: Sequence[Record]) -> _Begun:
+      rendered = [
+        _unless_endless(_render(record, rules), limits.max_length)
+        for record in records
+      ]
+      texts = [each for each in rendered if isinstance(each, _Text)]
+      whole = [text.prompt + each for text in texts for each in text.responses]
+      return records, rendered, texts, thread.submit(rules.encode, whole)
+
+    def finish(begun: _Begun) -> Iterator[tuple[Record, Tokens | Unused]]:
+      records, rendered, texts, encodings = begun
+      tokens = iter(_encode(texts, encodings.result(), rules))
+      for record, text in zip(records, rendered, strict=True):
+        if isinstance(text, Unused):
+          yield record, text
+          continue
+        prompt, responses, split = next(tokens)
+        counts.events["boundary_split"] += split
+        told = _finish(record, text, prompt, responses, rules, limits, counts)
+        yield record, told
+
+    before: _Begun | None = None
+    for records in batches:
+      begun = begin(records)
+      if before:
+        yield from finish(before)
+      before = begun
+    if before:
+      yield from finish(before)
 
 
 class _Text(NamedTuple):
@@ -107,7 +142,7 @@ def _render(record: Record, rules: Rules) -> _Text | Unused:
   contents: list[Any] = [response.content for response in record.responses]
   if all(isinstance(each, str) for each in (record.prompt, *contents)):
     return _Text(str(record.prompt), contents, chat=False)
-  if any(isinstance(each, Image | Video) for each in contents):
+  if any(isinstance(each, PICTURES) for each in contents):
     return Unused(
       True,
       "images where texts are needed",
@@ -160,11 +195,22 @@ def _unless_endless(text: _Text | Unused, max_length: int) -> _Text | Unused:
   return Unused(False, "longer than max_length") if endless else text
 
 
+# Records, their texts, those that are used, and what these will encode to.
+_Begun = tuple[
+  Sequence[Record], list[_Text | Unused], list[_Text], Future[list[Any]]
+]
+
+
 def _encode(
-  texts: list[_Text], rules: Rules
+  texts: list[_Text], whole: list[Any], rules: Rules
 ) -> list[tuple[list[int], list[list[int]], bool]]:
-  """For each text: prompt tokens, response tokens, whether split apart."""
-  whole = rules.encode([t.prompt + each for t in texts for each in t.responses])
+  """For each text: prompt tokens, response tokens, whether split apart.
+
+  Args:
+    texts: prompts with their responses.
+    whole: the encodings of each prompt with each response.
+    rules: of the tokenizer.
+  """
   encodings = iter(whole)
   found: list[Any] = []
   for text in texts:

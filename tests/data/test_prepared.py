@@ -181,7 +181,7 @@ def test_an_interrupted_preparation_leaves_nothing(source, monkeypatch):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(build.text, "tokenize", stop)
+    patch.setattr(build.text, "tokenize_ahead", stop)
     with pytest.raises(KeyboardInterrupt):
       prepare(config.Data(max_length=50), *source)
   assert not list(source[2].iterdir())
@@ -198,7 +198,7 @@ def stop(*args):
   time.sleep(600)
 
 build.tokenizer.load = lambda folder: None  # saves the seconds of importing it
-build.text.tokenize = stop
+build.text.tokenize_ahead = stop
 path, folder, cache = sys.argv[1:]
 prepared.prepare(config.Data(max_length=50), path, folder, pathlib.Path(cache))
 """

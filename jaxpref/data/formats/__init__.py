@@ -8,6 +8,7 @@ votes; comparisons of rated answers are made later, by `jaxpref.pair`.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import posixpath
 from typing import Any
 
@@ -25,7 +26,7 @@ from jaxpref.data.formats import (
   videos,
 )
 from jaxpref.errors import UserError
-from jaxpref.types import Image, Record, Response, Video
+from jaxpref.types import PICTURES, Image, Record, Response, Video
 
 __all__ = [
   "FORMATS",
@@ -190,9 +191,8 @@ def detect(values: Mapping[str, Any]) -> str:
 
   Raises Refused where the columns are of no known format.
   """
-  for name, known in FORMATS.items():
-    if known.named and all(column in values for column in known.columns):
-      return name
+  if name := _named(tuple(values)):
+    return name
   if name := images.detect(values):
     return name
   if "chosen" in values or "rejected" in values:
@@ -202,6 +202,15 @@ def detect(values: Mapping[str, Any]) -> str:
   if "messages" in values:
     return "messages"
   raise Refused("unknown columns", _what_lacks(values))
+
+
+@functools.cache  # rows of a file have the same columns, or nearly
+def _named(columns: tuple[str, ...]) -> str:
+  """The format that the columns alone tell; '' for none."""
+  for name, known in FORMATS.items():
+    if known.named and {*known.columns} <= {*columns}:
+      return name
+  return ""
 
 
 def to_records(row: read.Row, name: str) -> Sequence[Record]:
@@ -228,7 +237,7 @@ def explain(counts: Mapping[str, int]) -> str:
 
 def _with_places(record: Record, row: read.Row) -> Record:
   seen = (each.content for each in record.responses)
-  if not any(isinstance(each, Image | Video) for each in seen):
+  if not any(isinstance(each, PICTURES) for each in seen):
     return record
   placed = [_placed(each, row) for each in record.responses]
   return dataclasses.replace(record, responses=placed)

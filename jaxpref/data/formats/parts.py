@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxpref.data import columns
 from jaxpref.data.columns import Refused
-from jaxpref.types import Comparison, Image, Record, Response, Video
+from jaxpref.types import PICTURES, Comparison, Record, Response
 
 Messages = Sequence[Mapping[str, str]]
 Values = Mapping[str, Any]
@@ -26,7 +26,7 @@ def pair(
 
 def response(content: Any, **given: Any) -> Response:
   """A response that holds some text, an image or a video."""
-  if isinstance(content, Image | Video):
+  if isinstance(content, PICTURES):
     return Response(content, **given)
   text = content if isinstance(content, str) else content[-1]["content"]
   if not text.strip():

@@ -19,7 +19,7 @@ from jaxpref.data.inspect.tables import (
   share,
 )
 from jaxpref.data.pictured import Pictured, pictured
-from jaxpref.types import Image, Video
+from jaxpref.types import PICTURES
 
 _SIZES = 6  # that are told
 
@@ -35,7 +35,7 @@ def first_is_image(path: str, name: str) -> bool | None:
   records = build.records(read.source_files(path), name, build.Tally(), ignore)
   if (first := next(records, None)) is None:
     return None
-  return isinstance(first.responses[0].content, Image | Video)
+  return isinstance(first.responses[0].content, PICTURES)
 
 
 @dataclasses.dataclass
