@@ -11,6 +11,7 @@ from jaxtyping import Array, Float32, UInt8
 import numpy as np
 from PIL import Image
 
+from jaxpref import sharding
 from jaxpref.errors import UserError
 from jaxpref.models.sdxl.clip_folder import (
   ClipFolder,
@@ -67,6 +68,12 @@ class Preparation(NamedTuple):
       for each in (self.mean, self.std)
     )
     return (cut / 255.0 - mean) / std
+
+
+def _one_device() -> Any:
+  """Of this process: over a mesh of several, all of them would have to rate."""
+  mesh = sharding.make_mesh(1, 1, 1, jax.local_devices()[:1])
+  return jax.set_mesh(mesh)
 
 
 def _turns(count: int) -> list[np.ndarray]:
@@ -128,9 +135,10 @@ class ClipScorer:
     pixels = np.stack([self._prepare(each) for each in images])
     vectors = self.describe(texts)
     found = []
-    for here in _turns(len(images)):
-      own = None if vectors is None else vectors[here]
-      found.append(self._rate(self.params, pixels[here], own))
+    with _one_device():
+      for here in _turns(len(images)):
+        own = None if vectors is None else vectors[here]
+        found.append(self._rate(self.params, pixels[here], own))
     return np.concatenate(jax.device_get(found))[: len(images)]
 
   def describe(
@@ -140,7 +148,8 @@ class ClipScorer:
     if not self._clip.text:
       return None
     ids = self._ids(texts)
-    found = [self._describe(self.params, ids[x]) for x in _turns(len(texts))]
+    with _one_device():
+      found = [self._describe(self.params, ids[x]) for x in _turns(len(texts))]
     return np.concatenate(jax.device_get(found))[: len(texts)]
 
   def rate_pixels(

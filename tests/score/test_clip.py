@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -10,6 +11,7 @@ import safetensors.torch
 import torch
 import transformers
 
+from jaxpref import sharding
 from jaxpref.errors import UserError
 from jaxpref.score.clip import ClipScorer, read_preparation
 
@@ -59,6 +61,10 @@ def test_scores_are_those_of_transformers(clip, images):
   many = score(images * 4, TEXTS * 4)
   np.testing.assert_array_equal(many[:3], score(images, TEXTS))
   np.testing.assert_allclose(many, np.tile(many[:3], 4), rtol=1e-6)
+  # Within a run's mesh one device rates, as only one process may be asked to.
+  with jax.set_mesh(sharding.make_mesh(2, 4, 1)):
+    meshed = ClipScorer(str(folder))(images, TEXTS)
+  np.testing.assert_array_equal(meshed, many[:3])
 
 
 @pytest.fixture(scope="module")
