@@ -212,7 +212,7 @@ class Sample:
 class Score:
   pattern: str = ""  # regular expression; the share of samples it matches
   rater: str = ""  # of sampled images: red; '' = none
-  # In the stage 'score', folders of CLIP models, by the names of their scores.
+  # What rates images too: folders of CLIP models, by the names of their scores.
   models: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
