@@ -154,15 +154,25 @@ def read_images(
   """The images with these digests, in their order, which is an index's.
 
   Some may also be in rows that were refused, before the row that numbers them.
+
+  Raises UserError where one is not there any more.
   """
   left = iter(listed)
   wanted = next(left, None)
   for record in records(files, name, Tally(), lambda refusal: None):
     for response in record.responses:
       with contextlib.suppress(Refused):
-        if wanted and digest(_image(response)) == wanted:
+        if digest(_image(response)) == wanted:
           yield _image(response)
-          wanted = next(left, None)
+          if (wanted := next(left, None)) is None:
+            return
+  if wanted is not None:
+    names = ", ".join(str(file) for file in files[:3])
+    raise UserError(
+      f"{names}: an image that was there when the data were first read cannot "
+      "be read any more, or has changed. Bring it back; or change the file "
+      "that names it, so that all is read anew."
+    )
 
 
 def _image(response: Response) -> Image:

@@ -22,7 +22,12 @@ import safetensors.numpy
 
 from jaxpref import config, sharding
 from jaxpref.data import formats, numbered, read
-from jaxpref.data.image_index import IndexedImages, find_index, read_images
+from jaxpref.data.image_index import (
+  RULES_VERSION,
+  IndexedImages,
+  find_index,
+  read_images,
+)
 from jaxpref.data.pictures import decode
 from jaxpref.errors import UserError
 from jaxpref.models.sdxl.image_model import ImageModel, tokenize
@@ -74,7 +79,9 @@ class PreparedImages(IndexedImages):
     return encoded_fingerprint(super().fingerprint, self.encoded.name)
 
   def _load(self, kind: str, number: int) -> dict[str, np.ndarray]:
-    return safetensors.numpy.load(numbered.stored(self.encoded, kind)[number])
+    count = len(self.listed["captions" if kind == "captions" else "images"])
+    stored = numbered.stored(self.encoded, kind, count + (kind == "captions"))
+    return safetensors.numpy.load(stored[number])
 
 
 def prepare_images(
@@ -130,7 +137,8 @@ def encoding_key(index: IndexedImages, model: ImageModel, side: int) -> str:
     name: folder_digest(str(model.pipeline.folder / name), "config.json")
     for name in encoders(model.definitions)
   }
-  key = {**index.contents, "side": side, "model": weights}
+  rules = {"rules": RULES_VERSION}
+  key = {**rules, **index.contents, "side": side, "model": weights}
   return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 
@@ -173,16 +181,30 @@ def _encode(
   side: int,
   say: Callable[[str], None],
 ) -> None:
-  """Writes what is not written yet of this process's share."""
+  """Writes what is not written yet, first of this process's share."""
+  data.encoded.mkdir(parents=True, exist_ok=True)
+  for shared in (True, False):
+    _encode_missing(data, files, settings, model, side, say, shared=shared)
+    numbered.wait()
+
+
+def _encode_missing(
+  data: PreparedImages,
+  files: Sequence[read.Source],
+  settings: config.Data,
+  model: ImageModel,
+  side: int,
+  say: Callable[[str], None],
+  *,
+  shared: bool,
+) -> None:
   folder, per_file = data.encoded, numbered.PER_FILE
-  folder.mkdir(parents=True, exist_ok=True)
   images, captions = data.listed["images"], ["", *data.listed["captions"]]
-  mine = functools.partial(numbered.missing, folder)
+  mine = functools.partial(numbered.missing, folder, shared=shared)
   kinds = ("images", "mirrored") if settings.flip else ("images",)
   image_files = {kind: mine(kind, len(images)) for kind in kinds}
   caption_files = mine("captions", len(captions))
   if not (any(image_files.values()) or caption_files):
-    numbered.wait()
     return
   mesh = sharding.make_mesh(-1, 1, 1, jax.local_devices())
   with jax.set_mesh(mesh):
@@ -193,7 +215,10 @@ def _encode(
       entries = map(_bytes, write_texts(texts))
       numbered.write(folder, "captions", number, entries)
     encode = _image_encoder(model, params, side)
-    stream = enumerate(read_images(files, settings.format, images))
+    asked_any = any(image_files.values())
+    stream = enumerate(
+      read_images(files, settings.format, images) if asked_any else ()
+    )
     for number, group in itertools.groupby(
       stream, lambda item: item[0] // per_file
     ):
@@ -205,7 +230,6 @@ def _encode(
       if asked:
         done = min((number + 1) * per_file, len(images))
         say(f"Encoded {done:,} of {len(images):,} images.")
-  numbered.wait()
 
 
 def _bytes(entry: Latent | Text) -> bytes:

@@ -57,7 +57,8 @@ class PreparedPixels(IndexedImages):
 
   def image(self, j: int | np.integer, *, mirrored: bool = False) -> Fitted:
     """Of response j."""
-    stored = numbered.stored(self.copied, "images")
+    count = len(self.listed["images"])
+    stored = numbered.stored(self.copied, "images", count)
     pixels = decode(Image(stored[self.image_number(j)]))
     return Fitted(*fit_square(pixels, self.side, mirrored=mirrored))
 
@@ -107,10 +108,23 @@ def _copy(
   name: str,
   say: Callable[[str], None],
 ) -> None:
-  """Writes what is not written yet of this process's share."""
-  images, per_file = data.listed["images"], numbered.PER_FILE
+  """Writes what is not written yet, first of this process's share."""
   data.copied.mkdir(parents=True, exist_ok=True)
-  mine = numbered.missing(data.copied, "images", len(images))
+  for shared in (True, False):
+    _copy_missing(data, files, name, say, shared=shared)
+    numbered.wait()
+
+
+def _copy_missing(
+  data: PreparedPixels,
+  files: Sequence[read.Source],
+  name: str,
+  say: Callable[[str], None],
+  *,
+  shared: bool,
+) -> None:
+  images, per_file = data.listed["images"], numbered.PER_FILE
+  mine = numbered.missing(data.copied, "images", len(images), shared=shared)
   stream = enumerate(read_images(files, name, images) if mine else ())
   for number, group in itertools.groupby(
     stream, lambda item: item[0] // per_file
@@ -120,4 +134,3 @@ def _copy(
       numbered.write(data.copied, "images", number, entries)
       done = min((number + 1) * per_file, len(images))
       say(f"Copied {done:,} of {len(images):,} images.")
-  numbered.wait()

@@ -12,7 +12,7 @@ import pytest
 
 from jaxpref import config
 from jaxpref.data import build, tars
-from jaxpref.data.image_index import LISTED, read_images, write_index
+from jaxpref.data.image_index import IndexedImages, read_images, write_index
 from jaxpref.data.pictured import pictured
 from jaxpref.data.read import Refusal, read_rows, source_files
 from jaxpref.errors import UserError
@@ -183,7 +183,7 @@ def test_the_images_of_an_index_are_found_again(tmp_path):
   files = source_files(_write(tmp_path / "a.tar", members))
   (folder := tmp_path / "index").mkdir()
   write_index(folder, files, config.Data(), {})
-  listed = json.loads((folder / LISTED).read_text())
+  listed = IndexedImages(folder).listed
   assert listed["captions"] == ["a cat", "a dog"]
   images = list(read_images(files, "auto", listed["images"]))
   assert [image.data for image in images] == [JPEG, LIME]
