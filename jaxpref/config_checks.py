@@ -76,6 +76,11 @@ def check_curriculum(config: Any) -> None:
       f"{given.criterion!r} asks no model. Set it to '', or the criterion to "
       "logp_gap."
     )
+  if given.criterion == "logp_gap" and config.model.family == "sdxl":
+    raise UserError(
+      "config.data.curriculum.criterion is 'logp_gap', and only a language "
+      "model gives log-probabilities of texts. Choose score_gap."
+    )
   whose = given.model or config.reference.path or config.model.path
   if given.stages > 1 and given.criterion == "logp_gap" and not whose:
     raise UserError(
@@ -190,12 +195,12 @@ def check_stages(stages: Sequence[str]) -> None:
 def check_raters(models: Mapping[str, str]) -> None:
   """Raises UserError unless each name has a folder."""
   for name, folder in models.items():
-    if not folder or name in _MADE:
+    if not folder or name in _TAKEN:
       raise UserError(
         f"config.score.models.{name} is {folder!r}; it must be the folder of a "
-        f"model, and its name none of {', '.join(_MADE)}, which the stage "
-        "'score' makes of several."
+        f"model, and its name none of {', '.join(_TAKEN)}, which are other "
+        "scores."
       )
 
 
-_MADE = ("votes", "ensemble")
+_TAKEN = ("red", "votes", "ensemble")

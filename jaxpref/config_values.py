@@ -24,6 +24,10 @@ def cast(hint: Any, value: Any, key: str, source: str) -> Any:
   """
   if hint is str and _is_scalar(value):
     value = _text(value)
+  if get_args(hint) == (str, str):
+    value = plain(value) if isinstance(value, Override) else value
+    if isinstance(value, Mapping):
+      return {x: cast(str, y, f"{key}.{x}", source) for x, y in value.items()}
   value = plain(value)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
@@ -32,8 +36,6 @@ def cast(hint: Any, value: Any, key: str, source: str) -> Any:
     item = get_args(hint)[0]
     if isinstance(value, (list, tuple)):
       return tuple(cast(item, each, key, source) for each in value)
-  if get_args(hint) == (str, str) and isinstance(value, Mapping):
-    return {x: cast(str, y, f"{key}.{x}", source) for x, y in value.items()}
   kind = get_origin(hint) or hint
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     names = {int: "a whole number", float: "a number", bool: "true or false"}

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from jaxpref import config, sharding
+from jaxpref.data import numbered
 from jaxpref.data.curriculum import go_on_from, stage_settings
 from jaxpref.errors import UserError
 from jaxpref.fit.checkpoint import Checkpoints
@@ -43,7 +44,7 @@ from jaxpref.models.source import resolve_model
 from jaxpref.report import write_report
 from jaxpref.sample.album import SAMPLES
 from jaxpref.sample.image_stage import sample_images
-from jaxpref.score.image_stage import score_images
+from jaxpref.score.image_stage import needed_scorers, score_images
 from jaxpref.summary import before_and_after
 from jaxpref.text_task import text_task
 from jaxpref.types import Params
@@ -69,6 +70,7 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
     return True
   check_suits(settings)
   check_mode(settings)
+  make_guard(settings, say)  # says now what it cannot guard
   images = settings.model.family == "sdxl"
   task = (image_task if images else text_task)(settings, workdir, mesh)
   return True if task is None else _fit(task, workdir, mesh)
@@ -174,10 +176,14 @@ def _make_images(
   settings: config.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> None:
   """The stages `sample` and `score` of images."""
+  if "score" in settings.stages:
+    needed_scorers(settings.score)  # before hours of sampling
   if "sample" in settings.stages:
     sheet = sample_images(settings, workdir, mesh)
     say(f"Images: {sheet.parent}\nContact sheet: {sheet}")
-    data = dataclasses.replace(settings.data, path=str(sheet.parent / SAMPLES))
+    numbered.wait()  # until the first process has written them
+    made = str(workdir / "samples" / SAMPLES)
+    data = dataclasses.replace(settings.data, path=made)
     settings = dataclasses.replace(settings, data=data)
   if "score" in settings.stages:
     say(f"Scored images: {score_images(settings, workdir)}")
@@ -191,6 +197,12 @@ def _check_stages(settings: config.Config) -> None:
       f"config.model.family is {family!r} and config.stages is {list(stages)}: "
       "so far the stages 'sample' and 'score' stand alone, or the one before "
       "the other, and are for models of images ('sdxl')."
+    )
+  if stages == ("sample", "score") and settings.data.path:
+    raise UserError(
+      f"config.data.path is {settings.data.path!r}, and the stages 'sample' "
+      "and 'score' rate what they sample. Set it to '', or the stages to "
+      "('score',)."
     )
 
 

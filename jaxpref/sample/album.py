@@ -1,7 +1,6 @@
 """A folder of images: PNGs that say how they were made, and an overview."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
 import json
 import math
 import pathlib
@@ -11,8 +10,11 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from jaxpref.data.columns import Refused
+from jaxpref.data.pictures import decode
 from jaxpref.errors import UserError
 from jaxpref.files import replacing
+from jaxpref.types import Image as Encoded
 
 SAMPLES, _SHEET = "samples.jsonl", "contact_sheet.png"
 _MOST, _SIDE, _TEXT = 100, 256, 34  # images on it, their pixels, the caption's
@@ -142,49 +144,53 @@ def _two_lines(text: str, font: Any) -> str:
   return "\n".join(lines) + ("…" if text else "")
 
 
-def read_starts(path: str, count: int) -> Callable[[int], np.ndarray]:
+def read_starts(
+  path: str, prompts: Sequence[str]
+) -> Callable[[int], np.ndarray]:
   """What images start from, by their numbers: [y, x, 3] of uint8.
 
   Args:
     path: an image, for all of them; or an album's folder, which has one each.
-    count: of the images that are to be made.
+    prompts: of the images that are to be made.
 
-  Raises UserError where one is missing, is no image, or has another size than
-  the first.
+  Raises UserError where one is missing, is no image, has another size than the
+  first, or was made of another prompt.
   """
   folder = pathlib.Path(path)
   if not folder.is_dir():
     one = _read(folder)
     return lambda number: one
-  files = [folder / _name(number) for number in range(count)]
-  sizes = [_size(file) for file in files]
-  for file, size in zip(files, sizes, strict=True):
-    if size != sizes[0]:
+  files = [folder / _name(number) for number in range(len(prompts))]
+  wanted = _read(files[0])
+  for file, prompt in zip(files, prompts, strict=True):
+    pixels = _read(file)
+    if pixels.shape != wanted.shape:
       raise UserError(
-        f"config.sample.image: {file} is {size[0]} wide and {size[1]} high, "
-        f"and {files[0].name} {sizes[0][0]} by {sizes[0][1]}. Images of one "
-        "run are of one size: scale them first."
+        f"config.sample.image: {file} is {pixels.shape[1]} wide and "
+        f"{pixels.shape[0]} high, and {files[0].name} {wanted.shape[1]} by "
+        f"{wanted.shape[0]}. Images of one run are of one size: scale them "
+        "first."
+      )
+    if _prompt(file) not in ("", prompt):
+      raise UserError(
+        f"config.sample.image: {file} was made of {_prompt(file)!r}, and the "
+        f"image of its number is to be of {prompt!r}. Give the prompts and the "
+        "per_prompt of that run."
       )
   return lambda number: _read(files[number])
 
 
-def _size(file: pathlib.Path) -> tuple[int, int]:
-  with _opened(file) as image:
-    return image.size
+def _prompt(file: pathlib.Path) -> str:
+  """That an album's image says it was made of; '' for another image."""
+  with Image.open(file) as image:
+    return str(getattr(image, "text", {}).get("prompt", ""))
 
 
 def _read(file: pathlib.Path) -> np.ndarray:
-  with _opened(file) as image:
-    return np.asarray(image.convert("RGB"))
-
-
-@contextlib.contextmanager
-def _opened(file: pathlib.Path) -> Iterator[Image.Image]:
   try:
-    with Image.open(file) as image:
-      yield image
-  except OSError as error:
+    return decode(Encoded(path=str(file)))
+  except Refused as error:
     raise UserError(
-      f"config.sample.image: {file} cannot be read as an image ({error}). "
-      f"Give one, or a folder with {_name(0)} and so on, one for each image."
+      f"config.sample.image: {error}. Give an image, or a folder with "
+      f"{_name(0)} and so on, one for each image."
     ) from error

@@ -34,7 +34,7 @@ def sample_images(
   sample = settings.sample
   prompts = [p for p in _prompts(sample) for _ in range(sample.per_prompt)]
   model = open_image_model(settings.model)
-  image = read_starts(sample.image, len(prompts)) if sample.image else None
+  image = read_starts(sample.image, prompts) if sample.image else None
   if model.takes_rating and not image:
     raise UserError(
       f"{settings.model.path} refines images, and config.sample.image is "

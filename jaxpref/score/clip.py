@@ -55,8 +55,7 @@ class Preparation(NamedTuple):
     return self._finished(jnp.clip(scaled, 0.0, 255.0))
 
   def _scaled(self, shape: Sequence[int]) -> tuple[int, int]:
-    scale = self.shortest / min(shape[:2])
-    height, width = (max(self.shortest, int(x * scale)) for x in shape[:2])
+    height, width = (x * self.shortest // min(shape[:2]) for x in shape[:2])
     return height, width
 
   def _finished(self, pixels: Any) -> Any:
@@ -94,7 +93,9 @@ def read_preparation(folder: pathlib.Path) -> Preparation:
     size = given["size"]
     shortest = size if isinstance(size, int) else size["shortest_edge"]
     mean, std = tuple(given["image_mean"]), tuple(given["image_std"])
-    if given.get("resample", 3) != 3 or shortest < max(cut):
+    steps = ("resize", "center_crop", "rescale", "normalize")
+    off = [x for x in steps if given.get(f"do_{x}", True) is not True]
+    if given.get("resample", 3) != 3 or shortest < max(cut) or off:
       raise ValueError("it is not CLIP's: scaled by 'bicubic' (3), then cut")
     return Preparation(shortest, cut[0], cut[1], mean, std)
   except (KeyError, TypeError, ValueError) as error:
@@ -175,3 +176,9 @@ class ClipScorer:
       truncation=True,
       return_tensors="np",
     ).input_ids.astype(np.int32)
+
+
+@functools.cache
+def open_scorer(folder: str) -> ClipScorer:
+  """The same scorer, with the same weights, for all who ask."""
+  return ClipScorer(folder)

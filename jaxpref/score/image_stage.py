@@ -5,9 +5,9 @@ Every image of `data.path` is rated by each model of `score.models`, and
 reads as `data.path`. What the data say of the images themselves is left out:
 the scores take its place.
 
-Images are rated in parts, each written as it is whole, so that what was stopped
-goes on (and decodes again, which is little beside rating); processes share the
-parts out.
+Images are rated in parts, each written as it is whole and known by its pixels
+and prompts, so that what was stopped goes on (and decodes again, which is
+little beside rating); processes share the parts out.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,21 +22,24 @@ import jax
 import numpy as np
 
 from jaxpref import config
-from jaxpref.data import read
+from jaxpref.data import numbered, read
 from jaxpref.data.build import Tally, records
+from jaxpref.data.cache import REJECTED
 from jaxpref.data.pictured import Pictured, decoded
+from jaxpref.data.pictures import encoded_bytes
 from jaxpref.errors import UserError
 from jaxpref.files import replacing
 from jaxpref.hosts import say
 from jaxpref.models.source import folder_digest
 from jaxpref.sample.image_stage import write_config
-from jaxpref.score.clip import ClipScorer
+from jaxpref.score.clip import open_scorer
 from jaxpref.score.combine import ensemble, votes
 from jaxpref.score.raters import RATERS
 from jaxpref.types import Image, Record, Video
 
 SCORED = "scored.parquet"
-_PER_PART = 64  # records
+_PER_PART = 32  # records
+_VERSION = 1  # of the scores; change it when the same inputs give others
 
 Scorer = Callable[[Sequence[Any], Sequence[str]], Any]
 """From images and what each shows, a number for each."""
@@ -50,45 +53,54 @@ def score_images(
   Of images of one prompt in several files, as several models made them, the
   record is one where the files are `samples.jsonl` of the stage `sample`.
 
+  Rows that cannot be used are listed in `rejected.jsonl`.
+
   Raises UserError for models that cannot be used, data without images, and
   more refused rows than data.max_rejected.
   """
-  scorers = open_scorers(settings.score)
-  if not scorers:
-    raise UserError(
-      "The stage 'score' needs something that rates images: name folders of "
-      "models, as --config.score.models.pickscore=FOLDER, or set "
-      "config.score.rater."
-    )
+  scorers = needed_scorers(settings.score)
   files = read.source_files(settings.data.path)
   write_config(settings, workdir)
-  place = workdir / "scores" / _key(settings, files)
+  place = workdir / "scores" / _key(settings.score)
   place.mkdir(parents=True, exist_ok=True)
-  count = 0
-  for number, group in enumerate(_parts(_records(files, settings.data))):
+  tally, refused = Tally(), list[read.Refusal]()
+  count, parts = 0, list[pathlib.Path]()
+  stream = _records(files, settings.data.format, tally, refused.append)
+  for number, group in enumerate(_groups(stream)):
     count += len(group)
-    part = place / f"part-{number:06d}.json"
+    parts.append(place / f"{_digest(group)}.json")
     mine = number % jax.process_count() == jax.process_index()
-    if mine and not part.exists():
-      with replacing(part) as partial:
-        partial.write_text(
-          json.dumps([_rated(each, scorers) for each in group])
-        )
+    if mine and not parts[-1].exists():
+      with replacing(parts[-1]) as partial:
+        partial.write_text(json.dumps(_rated(group, scorers)))
       say(f"Rated the images of {count:,} prompts.")
+  _tell_refused(settings.data, tally, refused, workdir / REJECTED)
   if not count:
     raise UserError(f"{settings.data.path}: no row has images to rate.")
-  _wait()
+  numbered.wait()
   out = workdir / SCORED
   if jax.process_index() == 0:
-    _write(out, _records(files, settings.data), _read(place), list(scorers))
-  _wait()
+    again = _records(files, settings.data.format, Tally(), lambda _: None)
+    _write(out, again, _read(parts), list(scorers))
+  numbered.wait()
   return out
+
+
+def needed_scorers(settings: config.Score) -> dict[str, Scorer]:
+  """Those of `open_scorers`; raises UserError where there is none."""
+  if scorers := open_scorers(settings):
+    return scorers
+  raise UserError(
+    "The stage 'score' needs something that rates images: name folders of "
+    "models, as --config.score.models.pickscore=FOLDER, or set "
+    "config.score.rater."
+  )
 
 
 def open_scorers(settings: config.Score) -> dict[str, Scorer]:
   """By the names that the scores get."""
   scorers: dict[str, Scorer] = {
-    name: ClipScorer(folder) for name, folder in settings.models.items()
+    name: open_scorer(folder) for name, folder in settings.models.items()
   }
   if rater := settings.rater:
     one = RATERS[rater]
@@ -96,34 +108,61 @@ def open_scorers(settings: config.Score) -> dict[str, Scorer]:
   return scorers
 
 
-def _key(settings: config.Config, files: Sequence[read.Source]) -> str:
-  """Of all that the scores depend on."""
+def _key(settings: config.Score) -> str:
+  """Of what rates."""
   models = {
-    name: folder_digest(folder, "config.json", "preprocessor_config.json")
-    for name, folder in settings.score.models.items()
+    name: folder_digest(folder, *_files_of(pathlib.Path(folder)))
+    for name, folder in settings.models.items()
   }
-  data = [[file.name, file.digest()] for file in files]
-  parts = [models, settings.score.rater, data, settings.data.format]
+  parts = [_VERSION, models, settings.rater]
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+def _files_of(folder: pathlib.Path) -> list[str]:
+  """What decides the scores beside the weights."""
+  names = ("config.json", "preprocessor_config.json", "tokenizer.json",
+           "tokenizer_config.json", "vocab.json", "merges.txt")  # fmt: skip
+  return [name for name in names if (folder / name).is_file()]
+
+
 def _records(
-  files: Sequence[read.Source], data: config.Data
+  files: Sequence[read.Source],
+  name: str,
+  tally: Tally,
+  refuse: Callable[[read.Refusal], None],
 ) -> Iterator[Pictured]:
   """Those with images, in an order that is the same each time."""
-  tally, refusals = Tally(), list[read.Refusal]()
-  found = records(files, data.format, tally, refusals.append)
+  found = records(files, name, tally, refuse)
   first = next(found, None)
   stream: Iterator[Record] = itertools.chain([first] if first else [], found)
   if tally.formats["sampled"]:
     stream = iter(_gathered(stream))
-  yield from decoded(stream, tally, refusals.append)
-  if len(refusals) > data.max_rejected * tally.rows:
-    told = "; ".join(f"{x.file}:{x.row}: {x.reason}" for x in refusals[:3])
+  yield from decoded(stream, tally, refuse)
+
+
+def _tell_refused(
+  data: config.Data,
+  tally: Tally,
+  refused: Sequence[read.Refusal],
+  rejected: pathlib.Path,
+) -> None:
+  """Says and lists what is not used; raises UserError where it is too much."""
+  if jax.process_index() == 0:
+    with replacing(rejected) as partial:
+      lines = (json.dumps(each._asdict()) + "\n" for each in refused)
+      partial.write_text("".join(lines))
+  kinds = [*tally.refused.items(), *tally.dropped.items()]
+  if kinds:
+    told = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+    say(f"Of {tally.rows:,} rows not used: {told}.")
+  if len(refused) > data.max_rejected * tally.rows:
+    first = "; ".join(f"{x.file}:{x.row}: {x.reason}" for x in refused[:3])
     raise UserError(
-      f"{data.path}: {len(refusals)} of {tally.rows} rows are refused, and "
+      f"{data.path}: {len(refused)} of {tally.rows} rows are refused, and "
       f"data.max_rejected={data.max_rejected:g} allows "
-      f"{int(data.max_rejected * tally.rows)}. The first: {told}."
+      f"{int(data.max_rejected * tally.rows)}. The first: {first}. All are "
+      f"listed in {rejected}. Mend the rows, or raise config.data.max_rejected "
+      "to leave them out."
     )
 
 
@@ -138,23 +177,36 @@ def _gathered(stream: Iterator[Record]) -> list[Record]:
   return list(by_prompt.values())
 
 
-def _parts(stream: Iterator[Pictured]) -> Iterator[list[Pictured]]:
+def _groups(stream: Iterator[Pictured]) -> Iterator[list[Pictured]]:
   while group := list(itertools.islice(stream, _PER_PART)):
     yield group
 
 
-def _rated(found: Pictured, scorers: Mapping[str, Scorer]) -> list[list[float]]:
-  """A row of scores for each image."""
-  texts = [str(found.record.prompt)] * len(found.pixels)
-  columns = [scorer(found.pixels, texts) for scorer in scorers.values()]
-  return np.array(columns, np.float32).T.tolist()
+def _digest(group: Sequence[Pictured]) -> str:
+  """Of what is rated: a file of the same name may hold other images."""
+  found = hashlib.sha256()
+  for each in group:
+    found.update(json.dumps(each.record.prompt).encode())
+    for pixels in each.pixels:
+      found.update(f"{pixels.shape}".encode() + pixels.tobytes())
+  return found.hexdigest()[:32]
 
 
-def _read(place: pathlib.Path) -> list[np.ndarray]:
+def _rated(
+  group: Sequence[Pictured], scorers: Mapping[str, Scorer]
+) -> list[list[list[float]]]:
+  """Of each record a row of scores for each image."""
+  pixels = [image for each in group for image in each.pixels]
+  texts = [str(each.record.prompt) for each in group for _ in each.pixels]
+  columns = [scorer(pixels, texts) for scorer in scorers.values()]
+  rows = iter(np.array(columns, np.float32).T.tolist())
+  return [[next(rows) for _ in each.pixels] for each in group]
+
+
+def _read(parts: Sequence[pathlib.Path]) -> list[np.ndarray]:
   """The scores of each record."""
-  files = sorted(place.glob("part-*.json"))
-  parts = [json.loads(path.read_text()) for path in files]
-  return [np.array(rows, np.float64) for part in parts for rows in part]
+  read = (json.loads(path.read_text()) for path in parts)
+  return [np.array(rows, np.float64) for part in read for rows in part]
 
 
 def _write(
@@ -206,14 +258,9 @@ def _row(
 
 
 def _stored(content: Any) -> dict[str, Any]:
+  """Of a video the frame that was rated, as an image."""
   image = content.still if isinstance(content, Video) else content
   assert isinstance(image, Image)  # `decoded` refuses else
+  if image.at:
+    return {"bytes": encoded_bytes(image), "path": None}
   return {"bytes": image.data or None, "path": image.path or None}
-
-
-def _wait() -> None:
-  """Until all processes are here."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices("jaxpref.scores")

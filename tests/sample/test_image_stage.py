@@ -62,7 +62,7 @@ def test_mistakes_in_settings(fail, tmp_path):
     "sample__height": (68, "multiple of 8, such as 64 or 72"),
     "sample__sampler": ("eular", "Did you mean 'euler'?"),
     "sample__steps": (0, "at least 1"),
-    "sample__image": (tmp_path / "no.png", "cannot be read as an image"),
+    "sample__image": (tmp_path / "no.png", "image file cannot be read"),
     "model__family": ("llama", "the stages 'sample' and 'score' stand alone"),
     "stages": (
       "('sample','fit')",
@@ -176,14 +176,21 @@ def test_contact_sheet_of_prompts_in_any_alphabet(tmp_path):
 def test_images_of_another_run_to_start_from(tmp_path):
   for number, size in enumerate([(8, 6), (8, 6), (6, 8)]):
     Image.new("RGB", size, (number, 0, 0)).save(tmp_path / f"0000{number}.png")
-  start = read_starts(str(tmp_path), 2)
+  start = read_starts(str(tmp_path), ["a", "b"])
   assert [start(i)[0, 0, 0] for i in (0, 1)] == [0, 1]
-  one = read_starts(str(tmp_path / "00001.png"), 9)
+  one = read_starts(str(tmp_path / "00001.png"), ["a"] * 9)
   assert one(8).max() == 1
   with pytest.raises(UserError, match=r"00002\.png is 6 wide and 8 high, and"):
-    read_starts(str(tmp_path), 3)
-  with pytest.raises(UserError, match=r"00003\.png cannot be read"):
-    read_starts(str(tmp_path), 4)
+    read_starts(str(tmp_path), "abc")
+  (tmp_path / "00002.png").unlink()
+  with pytest.raises(UserError, match=r"cannot be read: .*00002\.png"):
+    read_starts(str(tmp_path), "abc")
+  album = Album(tmp_path / "album", ["a", "b"], {"seed": 0})
+  for number in (0, 1):
+    album.put(number, np.zeros((6, 8, 3), np.uint8))
+  read_starts(str(tmp_path / "album"), ["a", "b"])
+  with pytest.raises(UserError, match="was made of 'b', and the image of its"):
+    read_starts(str(tmp_path / "album"), ["a", "a"])
 
 
 def test_a_file_that_is_no_image_of_a_run(tmp_path):

@@ -82,20 +82,20 @@ def test_it_goes_on_where_it_was_stopped(settings, tmp_path, monkeypatch):
   monkeypatch.setattr(image_stage, "_PER_PART", 1)
   rated, write = [], image_stage._rated
 
-  def stops(found, scorers):
+  def stops(group, scorers):
     if len(rated) == 1:
       raise KeyboardInterrupt
-    rated.append(found.record.prompt)
-    return write(found, scorers)
+    rated.append(group[0].record.prompt)
+    return write(group, scorers)
 
   monkeypatch.setattr(image_stage, "_rated", stops)
   with pytest.raises(KeyboardInterrupt):
     run(settings(), tmp_path / "run")
   assert not (tmp_path / "run" / "scored.parquet").exists()
 
-  def goes_on(found, scorers):
-    rated.append(found.record.prompt)
-    return write(found, scorers)
+  def goes_on(group, scorers):
+    rated.append(group[0].record.prompt)
+    return write(group, scorers)
 
   monkeypatch.setattr(image_stage, "_rated", goes_on)
   assert run(settings(), tmp_path / "run")
@@ -107,6 +107,69 @@ def test_it_goes_on_where_it_was_stopped(settings, tmp_path, monkeypatch):
   assert run(settings(), tmp_path / "other")
   assert (tmp_path / "other" / "scored.parquet").read_bytes() == whole
   assert [len(x.responses) for x in _scored(tmp_path / "other")] == [4, 2]
+
+
+def test_other_images_by_the_same_names_are_rated_anew(settings, tmp_path):
+  assert run(settings(), tmp_path / "run")
+  before = _scored(tmp_path / "run")[1]
+  pixels = np.full((12, 16, 3), (10, 200, 200), np.uint8)
+  Image.fromarray(pixels).save(tmp_path / "one/samples/00001.png")
+  assert run(settings(), tmp_path / "run")
+  after = _scored(tmp_path / "run")[1]
+  one, two = (x.responses[0].scores["red"] for x in (before, after))
+  assert two == pytest.approx(redness(pixels))
+  assert one != two
+
+
+def test_what_is_not_used_is_listed(settings, tmp_path, capsys):
+  (tmp_path / "two/samples/00001.png").write_bytes(b"no image")
+  path = str(tmp_path / "two/samples/samples.jsonl")
+  data = {"path": path, "max_rejected": 0.5}
+  assert run(settings(data=data), tmp_path / "run")
+  assert "not used: 1 not an image" in capsys.readouterr().out
+  (row,) = (tmp_path / "run/rejected.jsonl").read_text().splitlines()
+  assert json.loads(row)["row"] == 2
+  with pytest.raises(
+    UserError, match=r"rejected\.jsonl\. Mend the rows, or rai"
+  ):
+    run(settings(data={"path": path}), tmp_path / "strict")
+
+
+def test_a_videos_frame_is_what_was_rated(settings, tmp_path):
+  frames = [Image.new("RGB", (8, 6), (60 * k, 0, 0)) for k in range(5)]
+  for name, order in (("a", 1), ("b", -1)):
+    first, *rest = frames[::order]
+    first.save(tmp_path / f"{name}.gif", save_all=True, append_images=rest)
+  frames[3].save(tmp_path / "c.gif")
+  row = {"path_A": "a.gif", "path_B": "c.gif", "prompt": "q", "VQ": "A"}
+  (file := tmp_path / "videos.jsonl").write_text(json.dumps(row))
+  given = {"score": {"rater": "red"}, "data": {"path": str(file)}}
+  assert run(settings(**given), tmp_path / "run")
+  (record,) = _scored(tmp_path / "run")
+  middle, *_ = record.responses
+  pixels = decode(middle.content)
+  assert pixels[0, 0].tolist() == [120, 0, 0]
+  assert middle.scores["red"] == pytest.approx(redness(pixels))
+
+
+def test_images_are_sampled_and_rated_in_one_run(clip, sd_folder, tmp_path):
+  (prompts := tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+  tree = {
+    "model": {"family": "sdxl", "path": str(sd_folder)},
+    "stages": ("sample", "score"),
+    "sample": {"prompts": str(prompts), "per_prompt": 2, "steps": 1},
+    "score": {"models": {"clip": str(clip[1])}},
+    "mesh": {"fsdp": 1},
+  }
+  assert run(config.build(tree), tmp_path / "run")
+  found = _scored(tmp_path / "run")
+  assert [record.prompt for record in found] == ["a cat", "a dog"]
+  assert [len(record.responses) for record in found] == [2, 2]
+  with pytest.raises(UserError, match="rate what they sample"):
+    run(config.build(tree | {"data": {"path": "x"}}), tmp_path / "other")
+  with pytest.raises(UserError, match="needs something that rates"):
+    run(config.build(tree | {"score": {}}), tmp_path / "other")
+  assert not (tmp_path / "other").exists()
 
 
 def test_labels_give_way_to_scores(settings, tmp_path, sampled):
