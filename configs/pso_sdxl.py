@@ -34,14 +34,19 @@ gradient and six of the reference. `data.rows_per_device` is how many captions a
 device has at a time: each is two images to decode and six latents to learn
 from.
 
+Theirs begins an adapter by PEFT's Gaussian and takes AdamW of 8 bits; this one
+begins as PEFT does by default, with AdamW in float32.
+
 The authors' DMD2 form, a sampler that adds all its noise afresh:
 
     --config.model.lora.rank=16 --config.model.lora.alpha=16 \\
     --config.sample.sampler=lcm --config.sample.steps=8 \\
-    --config.data.resolution=1024
+    --config.data.resolution=1024 --config.data.batch_size=4 \\
+    --config.data.rows_per_device=1
 
 Their timesteps there are 999, 874, … 124 and this sampler's 999, 879, … 139;
-and it mixes a little of the state into the image, as LCM does.
+and it mixes a little of the state into the image, as LCM does. All prompts of a
+call share their step noise there, and none does here.
 """
 
 import ml_collections

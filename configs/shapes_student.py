@@ -30,6 +30,7 @@ from jaxpref.models.export import write_json
 from jaxpref.models.sdxl.image_model import open_image_model
 from jaxpref.models.sdxl.pipeline import StoredParts, save_pipeline
 from jaxpref.models.sdxl.scheduler import scheduler_from
+from jaxpref.models.source import folder_digest
 from jaxpref.sample.samplers import make_sampler
 
 STEPS = 4
@@ -56,13 +57,15 @@ def find_student(
   config: settings.Config, workdir: pathlib.Path
 ) -> pathlib.Path | None:
   """The student of config.model.path, in the run folder, or the base's."""
-  teacher = pathlib.Path(config.model.path)
-  folder = workdir / "student"
-  if not config.model.path:
-    found = _base().find_base()
-    if found is None:
-      return None
-    teacher, folder = found, found.parent / f"student_{EDITION}"
+  given = config.model.path
+  found = pathlib.Path(given) if given else _base().find_base()
+  if found is None:
+    return None
+  teacher = found.expanduser().absolute()
+  digest = folder_digest(str(teacher / "unet"), "config.json")[:8]
+  place = workdir.absolute() if given else teacher.parent
+  place.mkdir(parents=True, exist_ok=True)
+  folder = place / f"student_{EDITION}_{digest}"
   if not folder.exists():
     say(f"Distilling a student of {STEPS} steps, once, in {folder}.")
     _write_student(teacher, folder)
@@ -99,7 +102,9 @@ def _write_student(teacher: pathlib.Path, folder: pathlib.Path) -> None:
     rest = pathlib.Path(name)
     (rest / "scheduler").mkdir()
     write_json(rest / "scheduler" / "scheduler_config.json", told)
-    (rest / "tokenizer").symlink_to(teacher / "tokenizer")
+    for part in teacher.iterdir():  # what has no weights is copied from there
+      if part.is_dir() and part.name not in (*params, "scheduler"):
+        (rest / part.name).symlink_to(part)
     index = model.pipeline.index | {
       "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"]
     }

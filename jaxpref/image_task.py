@@ -123,7 +123,10 @@ def image_task(
       frozen[ROLE] = place_rater(reward.scorer, mesh)
     return frozen, lambda: None
 
-  side = resolution(settings.data, encoder) // encoder.factor
+  pixels = resolution(settings.data, encoder)
+  if online:
+    _check_size(settings.sample, pixels)
+  side = pixels // encoder.factor
   latent = side, side, definition.config.in_channels
   one = image_flops(settings, definition, latent, sampler)
   return Task(
@@ -144,6 +147,17 @@ def image_task(
     preview=preview.write,
     export=export,
   )
+
+
+def _check_size(sample: config.Sample, pixels: int) -> None:
+  """Raises UserError where images are shown in another size than trained."""
+  for name in ("height", "width"):
+    if getattr(sample, name) not in (0, pixels):
+      raise UserError(
+        f"config.sample.{name} is {getattr(sample, name)}, and training "
+        f"samples images of {pixels} pixels a side. Set it to 0, and "
+        "config.data.resolution to the size."
+      )
 
 
 def _encodes(settings: config.Config) -> bool:
@@ -276,7 +290,8 @@ def _open_reference(
         "scheduler": dataclasses.asdict(encoder.scheduler),
         "diffusion": dataclasses.asdict(settings.diffusion),
         "seeds": [settings.train.seed, settings.data.seed],
-        "flip": settings.data.flip,
+        # Of held-out examples none is dropped nor mirrored.
+        "drawn": [part.noise_bank, part.drop_caption, part.flip],
         "param_dtype": (definition.base or definition).storage,
         "platform": sharding.current_platform(),
       },

@@ -58,8 +58,9 @@ def text_task(
 
   def logp(data: Prepared) -> np.ndarray:
     """Of each response, before training."""
-    steps = _step_maker(settings, mesh)(data)
-    return response_logp(settings, open_model(), mesh, steps, put)
+    source, steps = open_model(), _step_maker(settings, mesh)(data)
+    _check_suits(source, data)
+    return response_logp(settings, source, mesh, steps, put)
 
   log_probs = None if rewards else logp
   train, test = read_examples(

@@ -309,6 +309,9 @@ def test_a_guard_stops_what_gets_worse_at_both(build, tmp_path, monkeypatch):
   lines = read_metrics(tmp_path / "run")
   assert [line["step"] for line in lines] == [1, 2]
   assert lines[-1]["rewards/both_fell"] > 0.5
+  assert run(build(given | {"train.guard": "warn", "train.steps": 4}),
+             tmp_path / "run")  # fmt: skip
+  assert len(read_metrics(tmp_path / "run")) == 4
 
 
 def test_same_run_from_another_folder(build, corpus, tmp_path, monkeypatch):

@@ -103,10 +103,7 @@ def test_stages(build, run_killed, tmp_path, capsys):
 
 
 def test_a_curriculum_by_log_probs(build, tmp_path, capsys):
-  """Of the model before training, in the second stage as in the first.
-
-  At a learning rate of 0 each stage logs the mean log-probs that cut it.
-  """
+  """Of the model before training, in the second stage as in the first."""
   tree = config.to_dict(build(loss="sft"))
   del tree["data"]["curriculum"], tree["pair"]
   assert run(config.build(tree), tmp_path / "base")
@@ -114,22 +111,29 @@ def test_a_curriculum_by_log_probs(build, tmp_path, capsys):
   tree = config.to_dict(build())
   tree["data"]["curriculum"] |= {"criterion": "logp_gap", "per_prompt": False}
   tree["model"] |= {"path": base, "arch": {}}
-  tree["optimizer"] = {"learning_rate": 0.0}
   tree["data"]["batch_size"] = 8
-  capsys.readouterr()
-  assert run(config.build(tree), tmp_path / "run")
-  said = capsys.readouterr().out
-  told = [re.search(f"Stage {k} .*from (.*) to (.*) \\(", said) for k in (0, 1)]
-  ranges = [[float(x) for x in each.groups()] for each in told]
-  (low, cut), (above, high) = ranges
-  assert low < cut <= above < high
-  for stage, (least, most) in zip(STAGES, ranges, strict=True):
-    (line,) = read_metrics(tmp_path / "run" / stage)
-    gap = line["logps/rejected"] - line["logps/chosen"]
-    assert least <= gap <= most
+  settings = config.build(tree)
 
-  # By the model that is trained until then, stages would be cut otherwise.
-  again = go_on_from(stage_settings(config.build(tree), 1), tmp_path / "other")
+  def ranges(name, settings):
+    """Least and most of each stage that is run, as it is told."""
+    capsys.readouterr()
+    assert run(settings, tmp_path / name)
+    said = capsys.readouterr().out
+    found = re.findall(r"Stage . of 2: .* from (.*) to (.*) \(", said)
+    return [[float(x) for x in each] for each in found]
+
+  first, second = ranges("run", settings)
+  assert first[0] < first[1] <= second[0] < second[1]
+  # The first step has the log-probs that cut its stage.
+  line, *_ = read_metrics(tmp_path / "run" / STAGES[0])
+  gap = line["logps/rejected"] - line["logps/chosen"]
+  assert first[0] <= gap <= first[1]
+  # The second is that of the base, not of what the first has trained.
+  assert ranges("alone", stage_settings(settings, 1)) == [second]
+  tree["model"]["path"] = str(tmp_path / "run" / STAGES[0] / "export")
+  other = stage_settings(config.build(tree), 1)
+  assert ranges("other", other) != [second]
+  again = go_on_from(stage_settings(settings, 1), tmp_path / "other")
   assert again.data.curriculum.model == base
 
 
@@ -140,6 +144,9 @@ def test_log_probs_that_there_are_none_of(build, tmp_path):
   with pytest.raises(UserError, match="only a language model gives"):
     run(build(asked | {"stages": 1}, loss="bradley_terry"), tmp_path / "run")
   assert not (tmp_path / "run").exists()
+  tree = {"model": {"family": "sdxl"}, "data": {"curriculum": asked}}
+  with pytest.raises(UserError, match="only a language model gives"):
+    config.build(tree)
   with pytest.raises(UserError, match="asks no model"):
     build({"model": "some"})
 

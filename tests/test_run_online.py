@@ -98,6 +98,13 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(
     np.testing.assert_array_equal(value, files[1][key])
 
 
+def test_what_samples_and_rates_is_part_of_the_run(build, tmp_path):
+  assert run(build(train={"steps": 1}), tmp_path / "run")
+  for changed in ({"sample": {"steps": 4}}, {"score": {"rater": ""}}):
+    with pytest.raises(UserError, match="holds a run with other settings"):
+      run(build(**changed), tmp_path / "run")
+
+
 def test_eight_devices_do_as_one(build, tmp_path):
   """And the reference is a live copy."""
   for name, mesh, rows in (
@@ -125,6 +132,10 @@ def test_eight_devices_do_as_one(build, tmp_path):
     ({"sample": {"steps": 1}}, "steps to at least 2"),
     ({"sample": {"guidance": 3.0}}, "without guidance"),
     ({"diffusion": {"inversion_steps": 5}}, "inversion_steps is 5"),
+    ({"data": {"flip": 0.5}}, "is for those of the data"),
+    ({"data": {"encode": "during"}}, "is for those of the data"),
+    ({"sample": {"negative_prompt": "blur"}}, "without guidance, of which"),
+    ({"sample": {"height": 32}}, "samples images of 16 pixels a side"),
     ({"reference": {"mode": "none"}}, "compares with a reference"),
     ({"loss": {"name": "ddpo"}}, "takes step_logp, .* images does not have"),
     ({"data": {"curriculum": {"criterion": "length"}}}, "orders comparisons"),

@@ -116,8 +116,10 @@ def _csv(file: Source) -> Rows:
     except csv.Error as error:
       raise Damaged(f"not a whole CSV file ({error})") from None
     if not columns or len(set(columns)) < len(columns):
-      told = f"found {', '.join(columns) or 'nothing'}"
-      raise Damaged(f"without a first line that names its columns: {told}")
+      told = ", ".join(map(repr, columns)) or "nothing"
+      raise Damaged(f"without a name of its own for each column: found {told}")
+    if any(map(_LOST.search, columns)):
+      raise Damaged("not UTF-8 in its first line")
     yield from _csv_rows(file.name, columns, reader)
 
 

@@ -52,6 +52,8 @@ def difficulty(
   except UserError:
     raise
   except Exception as error:  # whatever a user's function does
+    if ":" not in name:
+      raise
     raise UserError(
       f"config.data.curriculum.criterion={name} failed: {error}."
     ) from error

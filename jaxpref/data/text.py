@@ -98,7 +98,7 @@ def tokenize_ahead(
   A thread encodes a batch while the one before is finished, and what the
   caller does with that: the tokenizer is Rust's, and needs no interpreter.
   """
-  assert rules.encoder  # made before two threads ask for it
+  _ = rules.encoder  # made before two threads ask for it
   with ThreadPoolExecutor(1) as thread:
 
     def begin(records: Sequence[Record]) -> _Begun:

@@ -17,10 +17,15 @@ HEAD = 12
 _IMAGES = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix")
 
 
+_QUICKTIME = (b"moov", b"mdat", b"wide", b"free", b"skip")  # of old files
+
+
 def is_video(head: bytes) -> bool:
   """Whether a file that begins so is a video; of HEAD bytes."""
   if head[4:8] == b"ftyp":
     return head[8:12] not in _IMAGES
+  if head[4:8] in _QUICKTIME:
+    return True
   matroska = head.startswith(b"\x1a\x45\xdf\xa3")
   return matroska or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
 
@@ -28,7 +33,7 @@ def is_video(head: bytes) -> bool:
 def frame_at(
   file: Any, at: float, name: str, max_pixels: int
 ) -> UInt8[np.ndarray, "y x 3"]:
-  """The frame that is seen at a moment.
+  """The frame that is seen at a moment, as it is stored: not turned.
 
   Args:
     file: a binary file that can be sought in.
@@ -61,6 +66,8 @@ def frame_at(
     start, length = stream.start_time or 0, stream.duration or 0
     if not length and container.duration:  # WebM tells it in another place
       length = container.duration / av.time_base / stream.time_base
+    if at and not length:
+      raise Refused("video of unknown length", name)
     when = start + int(at * length)
     if at:
       container.seek(when, stream=stream)

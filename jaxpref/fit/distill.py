@@ -16,6 +16,7 @@ from jaxtyping import Array, Float32, Int32
 import numpy as np
 import optax
 
+from jaxpref.errors import UserError
 from jaxpref.models.build import bind
 from jaxpref.models.sdxl.image_model import ImageModel, tokenize
 from jaxpref.models.sdxl.pipeline import encode_text
@@ -67,7 +68,11 @@ def distill(
   them; the weight is that of Salimans & Ho 2022
   (https://arxiv.org/abs/2202.00512).
   """
-  assert not model.takes_sizes
+  if model.takes_sizes:
+    raise UserError(
+      f"{model.pipeline.folder} is told sizes, as SDXL is, and a student is "
+      "made of a plain Stable Diffusion. Choose another model."
+    )
   unet, kind = model.definitions["unet"], model.scheduler.prediction_type
   ids, _ = tokenize(model, prompts)
   context, _ = jax.jit(functools.partial(encode_text, model.definitions))(

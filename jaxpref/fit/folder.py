@@ -9,19 +9,26 @@ from typing import Any
 
 import jax
 
-from jaxpref import config
+from jaxpref import config, losses
 from jaxpref.data.prepared import Prepared
 from jaxpref.errors import UserError
 from jaxpref.files import replacing
+from jaxpref.fit.loss import is_online
 
 # A rerun may change these; any other change would make it another run. The
 # schedule follows `train.steps`; the rest only decides what is written, and
 # how the work is cut, which changes no more than the last bits.
 _FREE = (
   "train.steps", "train.log_every", "train.eval_every",
-  "train.checkpoint_every", "data.epochs", "data.rows_per_device",
-  "data.row_length", "model.remat", "model.attention", "model.head_block",
-  "mesh.", "sample.", "score.", "stages", "reference.mode", "reference.fill",
+  "train.checkpoint_every", "train.guard", "data.epochs",
+  "data.rows_per_device", "data.row_length", "model.remat", "model.attention",
+  "model.head_block", "mesh.", "sample.", "score.", "stages", "reference.mode",
+  "reference.fill",
+)  # fmt: skip
+# And these not where training samples images.
+_SAMPLED: tuple[str, ...] = (
+  "sample.sampler", "sample.steps", "sample.guidance", "score.rater",
+  "score.models",
 )  # fmt: skip
 
 
@@ -133,17 +140,24 @@ def _refuse_changes(
     for key in sorted(before.keys() | now.keys())
     if before.get(key) != now.get(key)
   ]
-  kept = ("reference.mode",) if _other_reference(before, now) else ()
+  kept = _SAMPLED if now.get("loss.name") in _online() else ()
+  if _other_reference(before, now):
+    kept = (*kept, "reference.mode")
   changed = [
     f"config.{key} was {before.get(key)!r} and is {now.get(key)!r}"
     for key in differing
-    if key in kept or not key.startswith(_FREE)
+    if key.startswith(kept) or not key.startswith(_FREE)
   ]
   if changed:
     raise UserError(
       f"{workdir} holds a run with other settings: {'; '.join(changed)}. "
       "Give another --workdir, or the old settings to go on with that run."
     )
+
+
+def _online() -> list[str]:
+  """Losses of images that are sampled in training."""
+  return [name for name in losses.names() if is_online(losses.get(name))]
 
 
 def _other_reference(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

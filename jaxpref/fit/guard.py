@@ -15,7 +15,10 @@ PATIENCE = 10
 
 
 class Guard:
-  """Warns or stops where both sides have stayed below the reference."""
+  """Warns or stops where both sides have stayed below the reference.
+
+  A run that resumes counts anew.
+  """
 
   def __init__(self, mode: str, say: Callable[[str], None]):
     """
@@ -35,11 +38,15 @@ class Guard:
       f"At step {step} both sides of the pairs have been less likely than "
       f"under the reference for {PATIENCE} logged lines (rewards/chosen "
       f"{sides[0]:.3g}, rewards/rejected {sides[1]:.3g}): the model gets worse "
-      "at what is preferred too. Lower config.optimizer.learning_rate, raise "
-      "config.loss.beta, or set config.loss.damp."
+      "at what is preferred too. Another run, in another --workdir, may have a "
+      "lower config.optimizer.learning_rate, a higher config.loss.beta, or "
+      "config.loss.damp."
     )
     if self._mode == "stop":
-      raise UserError(f"{told} config.train.guard=warn goes on all the same.")
+      raise UserError(
+        f"{told} This one goes on from its last checkpoint with "
+        "config.train.guard=warn."
+      )
     self._say(f"Warning: {told}")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxpref import config, sharding
 from jaxpref.errors import UserError
-from jaxpref.score.clip import ClipScorer
+from jaxpref.score.clip import ClipScorer, open_scorer
 from jaxpref.score.raters import RATERS
 from jaxpref.types import Params
 
@@ -47,7 +47,7 @@ def find_reward(settings: config.Score) -> Reward:
   if settings.rater:
     rater = RATERS[settings.rater]
     return Reward(lambda frozen, pixels, texts: rater(pixels), None)
-  scorer = ClipScorer(next(iter(models.values())))
+  scorer = open_scorer(next(iter(models.values())))
 
   def rate(
     frozen: Mapping[str, Any], pixels: jax.Array, texts: Any
@@ -67,5 +67,10 @@ def describe_all(
 
 
 def place_rater(scorer: ClipScorer, mesh: jax.sharding.Mesh) -> Params:
-  """Its weights on every device."""
-  return jax.device_put(scorer.params, sharding.replicated(mesh))
+  """Its weights on every device, of this process and of others."""
+  everywhere = sharding.replicated(mesh)
+
+  def place(x: np.ndarray) -> jax.Array:
+    return jax.make_array_from_callback(x.shape, everywhere, x.__getitem__)
+
+  return jax.tree.map(place, jax.device_get(scorer.params))

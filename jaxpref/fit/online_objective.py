@@ -210,15 +210,14 @@ def _ratios(
   told: Bool[Array, " slots"],
   settings: config.Loss,
 ) -> Terms:
-  """Means over the steps of pairs that are told apart."""
+  """Means over pairs that are told apart, of the means over their steps."""
   scale = beta(settings)
   sides = [views[f"{side}_step_logratio"] for side in ("chosen", "rejected")]
   chosen, rejected = (scale * side for side in sides)
   clip = option(settings, "clip", 1.0)
 
   def mean(x: Array) -> Term:
-    where = jnp.broadcast_to(told[:, None], x.shape)
-    return sum_valid(x.astype(jnp.float32), where)
+    return sum_valid(jnp.mean(x.astype(jnp.float32), axis=-1), told)
 
   beyond = jnp.abs(jnp.expm1(jnp.stack(sides))) > clip
   return {
@@ -227,5 +226,5 @@ def _ratios(
     "rewards/margins": mean(chosen - rejected),
     "rewards/accuracies": mean(chosen > rejected),
     "rewards/ties": mean(chosen == rejected),
-    "ratios/clipped": mean(jnp.mean(beyond, axis=0)),
+    "ratios/clipped": mean(jnp.mean(beyond, axis=0, dtype=jnp.float32)),
   }

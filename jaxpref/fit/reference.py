@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jaxtyping import Float32
 import numpy as np
 
@@ -138,15 +139,21 @@ def response_logp(
   """The log-probability of each response of the data, in nats.
 
   By the model of `data.curriculum.model`, else by the run's reference, which
-  finds them in its cache then.
+  finds them in its cache then. They are those of the cache in a first run too,
+  and the first process's on all: a response that is in two batches is computed
+  twice, and rounds in two ways.
   """
   path = settings.data.curriculum.model or settings.reference.path
   reference = config.Reference(mode="cached", path=path)
   cached = dataclasses.replace(settings, reference=reference)
   with jax.set_mesh(mesh):
-    open_reference(cached, policy, mesh, steps, None, put)
+    for _ in ("computed", "read"):
+      open_reference(cached, policy, mesh, steps, None, put)
   assert steps.ref_token_logp is not None
-  return np.add.reduceat(steps.ref_token_logp, steps.data.first_token[:-1])
+  found = np.add.reduceat(steps.ref_token_logp, steps.data.first_token[:-1])
+  if jax.process_count() > 1:
+    found = np.asarray(multihost_utils.broadcast_one_to_all(found))
+  return found
 
 
 def frozen_roles(

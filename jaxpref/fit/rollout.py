@@ -95,12 +95,7 @@ def noisy_sampler(settings: config.Config, scheduler: Scheduler) -> Sampler:
     return sampler
   name = given.sampler or scheduler.sampler
   several = max(2, given.steps)
-  noisy = [
-    each
-    for each in SAMPLERS
-    if (each == "flow_euler") == (scheduler.prediction_type == "flow")
-    and np.any(make_sampler(each, scheduler, several).steps.std)
-  ]
+  noisy = [each for each in SAMPLERS if _adds_noise(each, scheduler, several)]
   mend = (
     f"Set config.sample.sampler to one of {', '.join(noisy)}"
     if noisy
@@ -111,6 +106,13 @@ def noisy_sampler(settings: config.Config, scheduler: Scheduler) -> Sampler:
     f"config.loss.name {settings.loss.name!r} learns from the noise that a "
     f"sampler adds, and {given.steps} steps of {name!r} add none. {mend}{few}."
   )
+
+
+def _adds_noise(name: str, scheduler: Scheduler, steps: int) -> bool:
+  try:
+    return bool(np.any(make_sampler(name, scheduler, steps).steps.std))
+  except UserError:  # not with this model, or so many steps
+    return False
 
 
 def check_rollout(settings: config.Config) -> None:
@@ -126,6 +128,12 @@ def check_rollout(settings: config.Config) -> None:
     raise UserError(
       f"{what} samples as few-step models do, without guidance, and "
       f"config.sample.guidance is {settings.sample.guidance}. Set it to 1.0."
+    )
+  if settings.sample.negative_prompt or settings.sample.guidance_rescale:
+    raise UserError(
+      f"{what} samples without guidance, of which "
+      "config.sample.negative_prompt and guidance_rescale are a part. Leave "
+      "them out."
     )
   for field in dataclasses.fields(settings.diffusion):
     value = getattr(settings.diffusion, field.name)

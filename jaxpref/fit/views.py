@@ -103,7 +103,8 @@ class Views:
     if not self.damp:
       return x
     still = jax.lax.stop_gradient(x)
-    return still + jnp.where(self.both_fell, 1.0 - self.damp, 1.0) * (x - still)
+    fell = self.both_fell & (self.batch.comparisons.preference >= 0.5)
+    return still + jnp.where(fell, 1.0 - self.damp, 1.0) * (x - still)
 
   def swapped(self, name: str) -> Array:
     """The same of the other response of each pair."""

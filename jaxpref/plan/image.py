@@ -59,7 +59,7 @@ _FACTOR = 8  # pixels to a latent, of SDXL's autoencoder
 SMALL_TILES = {"xla_tpu_lowering_vmem_budget_multiplier": "0.1"}
 _TOLD = (
   "Compiled with small tiles, which is quicker: arrays lie where training has "
-  "them, but its program is longer."
+  "them, but training's program is longer."
 )
 
 

@@ -44,7 +44,7 @@ _CHARTS: _Charts = {
     "eval/reward/chosen": ("held-out", "blue"),
     "reward/rejected": ("other", "orange"),
     "eval/reward/rejected": ("held-out", "orange"),
-  }, {"help": "by config.score.rater, of the images that the model draws in "
+  }, {"help": "by config.score, of the images that the model draws in "
       "training"}),
   "Ratios beyond the clip": ({
     "ratios/clipped": ("train", "blue"),

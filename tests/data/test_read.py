@@ -112,8 +112,8 @@ def test_csv(tmp_path):
   ("text", "told"),
   [
     ('a,b\n1,2\n3,"4\n5,6\n', "after row 1: .*in row 2 a quote is opened"),
-    ("a,a\n1,2\n", "a first line that names its columns: found a, a"),
-    ("\n", "a first line that names its columns: found nothing"),
+    ("a,a\n1,2\n", "a name of its own for each column: found"),
+    ("\n", "each column: found nothing"),
   ],
 )
 def test_csv_that_is_not_whole(tmp_path, text, told):

@@ -41,7 +41,9 @@ def test_stops_or_says_nothing():
     off.watch(step, _line(-1.0, -1.0))
     stops.watch(step, _line(-1.0, -1.0))
   off.watch(PATIENCE, _line(-1.0, -1.0))
-  with pytest.raises(UserError, match=re.escape("config.train.guard=warn")):
+  with pytest.raises(
+    UserError, match=re.escape("with config.train.guard=warn")
+  ):
     stops.watch(PATIENCE, _line(-1.0, -1.0))
 
 

@@ -192,7 +192,7 @@ def test_loss_and_gradient_are_those_of_the_authors(parts, sd_folder):
   their.backward()
   lost = each.detach().numpy()[:3]
   assert lost.max() - lost.min() > 0.1
-  assert 0.0 < metrics["ratios/clipped"].total / 9 < 1.0
+  assert 0.0 < metrics["ratios/clipped"].total / 3 < 1.0
   np.testing.assert_allclose(value, their.item(), rtol=1e-5)
   apart = []
   for weight in definition.table:
@@ -248,7 +248,7 @@ def test_images_that_are_rated_alike_pull_nowhere(parts, monkeypatch):
   assert abs(value - LN2) > 1e-3
   assert any(jnp.any(x != 0) for x in jax.tree.leaves(grads))
   assert metrics["reward/ties"].total == 0
-  assert metrics["rewards/margins"].count == 3
+  assert metrics["rewards/margins"].count == 1  # a pair, over its steps
 
 
 def test_what_is_sampled_depends_on_the_example_alone(parts):
