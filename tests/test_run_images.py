@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 from PIL import Image
@@ -254,9 +255,10 @@ def test_from_caches_and_from_pixels_are_the_same(build, tmp_path, monkeypatch):
     )
     assert one == pytest.approx(other, rel=1e-6, abs=1e-6)
   stored, encoding = programs[:2]
+  for scope in ("encode_images", "encode_text"):
+    assert scope in _scopes(encoding)
+    assert scope not in _scopes(stored)
   for what in (
-    "encode_images",  # the scopes
-    "encode_text",
     "f32[49408,8]",  # a text encoder's table
     "f32[3,3,3,8]",  # the autoencoder's first kernel
     "u8[1,8,16,16,3]",  # pixels
@@ -319,6 +321,11 @@ def test_mistakes(build, tmp_path, changed, says):
 
 def _losses(folder):
   return [each["loss"] for each in read_metrics(folder) if "loss" in each]
+
+
+def _scopes(program):
+  """Of its operations; its table of functions has those of other traces too."""
+  return "\n".join(re.findall('op_name="([^"]*)"', program))
 
 
 def _spy_on_programs(monkeypatch):
