@@ -1,16 +1,12 @@
 """A run of a diffusion model, on latents and texts or on what they are of."""
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import json
 import pathlib
-import shutil
-from typing import Any
 
 import jax
-import numpy as np
 
 from jaxpref import config, sharding
 from jaxpref.data.image_steps import ImageSteps
@@ -21,6 +17,7 @@ from jaxpref.fit.encoding import encoded_first, make_encode, score_encoded
 from jaxpref.fit.examples import order_examples, read_examples
 from jaxpref.fit.image_errors import cached_errors
 from jaxpref.fit.image_objective import reference_errors
+from jaxpref.fit.image_preview import ImagePreview, encoder_weights
 from jaxpref.fit.image_reference import (
   define_unet,
   image_roles,
@@ -37,9 +34,8 @@ from jaxpref.fit.image_reward import (
 from jaxpref.fit.loss import find_loss, is_online
 from jaxpref.fit.objectives import Objective, Roles
 from jaxpref.fit.online_objective import find_image_objective
-from jaxpref.fit.preview import replace_samples
 from jaxpref.fit.put import put_batch
-from jaxpref.fit.rollout import IMAGES, check_rollout, noisy_sampler
+from jaxpref.fit.rollout import check_rollout, noisy_sampler
 from jaxpref.fit.task import Task
 from jaxpref.fit.usable import kept_responses
 from jaxpref.hosts import say
@@ -47,20 +43,13 @@ from jaxpref.models.build import Definition, init_params
 from jaxpref.models.sdxl.image_model import ImageModel, open_image_model
 from jaxpref.models.sdxl.lora_file import load_lora, save_lora
 from jaxpref.models.sdxl.pipeline import (
-  Pipeline,
   StoredParts,
-  encoders,
   save_pipeline,
   without_decoder,
 )
 from jaxpref.models.source import folder_digest
 from jaxpref.plan.image import image_flops
-from jaxpref.sample.album import Album
-from jaxpref.sample.image import make_images, make_recipe
 from jaxpref.sample.invert import ddim_inverse_from
-from jaxpref.sample.prompts import read_prompts
-from jaxpref.score.image_stage import open_scorers
-from jaxpref.score.raters import preference_rate
 from jaxpref.types import Params
 
 _Examples = PreparedImages | PreparedPixels
@@ -97,7 +86,7 @@ def image_task(
   steps, test_steps = _make_steps(settings, train, test, mesh, reward)
   folder = encoder.pipeline.folder / "unet"
   load = functools.partial(_load, settings, encoder, definition)
-  preview = _Preview(settings, workdir, encoder, definition, test, mesh)
+  preview = ImagePreview(settings, workdir, encoder, definition, test, mesh)
   vae = encoder.definitions["vae"]
 
   def export(trained: Params, whole: Params) -> pathlib.Path:
@@ -262,7 +251,7 @@ def _open_reference(
   frozen = {role: load(role, of) for role, of in roles.items()}
   score = reference_errors(definition, settings, encoder.scheduler)
   if _encodes(settings):
-    parts = _encoders(encoder.pipeline, mesh)
+    parts = encoder_weights(encoder.pipeline, mesh)
     frozen |= {**parts, "vae": without_decoder(parts["vae"])}
     score = score_encoded(score, make_encode(encoder.definitions))
   if settings.reference.mode != "cached":
@@ -315,7 +304,7 @@ def _make_steps(
     per_device=data.rows_per_device,
     devices=mesh.shape["data"] * mesh.shape["fsdp"],
     seed=data.seed,
-    sampled=IMAGES if is_online(loss) else 0,
+    sampled=is_online(loss),
     described=reward and describe_all(reward.scorer, captions),
   )
   order, num_steps = order_examples(settings, train)
@@ -332,113 +321,3 @@ def _make_steps(
     make(test, kept=kept_responses(test, loss), noise_bank=1) if test else None
   )
   return steps, held_out
-
-
-class _Preview:
-  """Images of a fixed list of prompts, from the same noise each time."""
-
-  def __init__(
-    self,
-    settings: config.Config,
-    workdir: pathlib.Path,
-    encoder: ImageModel,
-    definition: Definition,
-    test: _Examples | None,
-    mesh: jax.sharding.Mesh,
-  ):
-    self._settings, self._workdir, self._mesh = settings, workdir, mesh
-    self._scorers = open_scorers(settings.score)
-    pipeline = dataclasses.replace(
-      encoder.pipeline,
-      definitions={**encoder.definitions, "unet": definition},
-    )
-    self._stored = encoder.pipeline
-    self._model = dataclasses.replace(encoder, pipeline=pipeline)
-    self._prompts = self._choose(test)
-    side = resolution(settings.data, self._model)
-    sized = dataclasses.replace(
-      settings.sample,
-      height=settings.sample.height or side,
-      width=settings.sample.width or side,
-    )
-    # Compiled when it is first asked for; a mistake in the settings comes now.
-    self._make = make_images(self._model, make_recipe(self._model, sized))
-
-  def write(self, step: int, unet: Params) -> dict[str, float]:
-    """Makes the images of samples/step_STEP."""
-    if not self._prompts:
-      return {}
-    times = self._settings.sample.per_prompt
-    prompts = [prompt for prompt in self._prompts for _ in range(times)]
-    params = {**_encoders(self._stored, self._mesh), "unet": unet}
-    pixels = self._make(params, prompts, range(len(prompts)))
-    if jax.process_index():
-      return {}
-    scores = {
-      name: [float(each) for each in scorer(list(pixels), prompts)]
-      for name, scorer in self._scorers.items()
-    }
-    self._keep(step, prompts, pixels, scores)
-    return self._compared(scores)
-
-  def _compared(
-    self, scores: Mapping[str, Sequence[float]]
-  ) -> dict[str, float]:
-    """Means, and the share that the first rates higher than before training."""
-    found = {f"samples/{name}": float(np.mean(x)) for name, x in scores.items()}
-    for name, after in scores.items():
-      path = self._workdir / "samples" / "samples.jsonl"
-      rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-      before = [x["scores"].get(name) for x in rows
-                if x["step"] == 0 and "scores" in x]  # fmt: skip
-      if len(before) == len(after) and None not in before:
-        found.setdefault("samples/preferred", preference_rate(after, before))
-    return found
-
-  def _keep(
-    self,
-    step: int,
-    prompts: Sequence[str],
-    pixels: np.ndarray,
-    scores: Mapping[str, Sequence[float]],
-  ) -> None:
-    """In place of what an earlier run, of other prompts perhaps, has left."""
-    samples, seed = self._workdir / "samples", self._settings.sample.seed
-    folder = samples / f"step_{step:06d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    album = Album(folder, prompts, {"step": step, "seed": seed})
-    for number, each in enumerate(pixels):
-      album.put(number, each)
-    album.close()
-    rows: list[dict[str, Any]] = [
-      {
-        "prompt": prompt,
-        "response": f"{folder.name}/{album.path(number).name}",
-        "seed": seed,
-      }
-      for number, prompt in enumerate(prompts)
-    ]
-    if scores:
-      for number, row in enumerate(rows):
-        row["scores"] = {name: each[number] for name, each in scores.items()}
-    replace_samples(samples / "samples.jsonl", step, rows)
-
-  def _choose(self, test: _Examples | None) -> list[str]:
-    sample = self._settings.sample
-    if sample.prompts:
-      prompts = read_prompts(pathlib.Path(sample.prompts))
-      return [str(prompt) for prompt in prompts[: sample.num_prompts]]
-    if test is None:
-      return []
-    count = min(sample.num_prompts, len(test))
-    return [test.caption(i) for i in range(count)]
-
-
-def _encoders(pipeline: Pipeline, mesh: jax.sharding.Mesh) -> dict[str, Params]:
-  """The weights of the autoencoder and the text encoders."""
-  places = {
-    name: sharding.param_shardings(mesh, each.shapes, each.axes)
-    for name, each in encoders(pipeline.definitions).items()
-  }
-  parts = StoredParts(pipeline, places)
-  return {name: parts[name] for name in places}

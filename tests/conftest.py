@@ -301,6 +301,32 @@ def tiny_run(tiny_arch: dict[str, Any]) -> Callable[..., Any]:
   return make
 
 
+@pytest.fixture(scope="session")
+def tiny_images(sd_folder: pathlib.Path) -> Callable[..., Any]:
+  """tiny_images(data, {"model": {...}}, ...) -> the config of four steps.
+
+  Of a diffusion model; each layer is laid over those before it, key by key.
+  """
+  from jaxpref import config
+
+  def make(data: pathlib.Path, *layers: Mapping[str, Any]) -> config.Config:
+    tree: dict[str, Any] = {
+      "model": {"family": "sdxl", "path": str(sd_folder)},
+      "data": {"path": str(data), "batch_size": 4, "rows_per_device": 8},
+      "loss": {"name": "dpo", "beta": 500.0},
+      "optimizer": {"learning_rate": 1e-4, "schedule": "constant"},
+      "train": {"steps": 4},
+      "mesh": {"fsdp": 1},
+      "sample": {"num_prompts": 0},
+    }
+    for layer in layers:
+      for name, section in layer.items():
+        tree[name] = {**tree.get(name, {}), **section}
+    return config.build(tree)
+
+  return make
+
+
 @pytest.fixture
 def own_cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   """A cache folder that no other test has written to."""

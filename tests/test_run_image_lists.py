@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from jaxpref import config
 from jaxpref.fit.metrics import read_metrics
 from jaxpref.run import run
 
@@ -44,23 +43,15 @@ PAIRS = sum((n // 2) * (n - n // 2) for n in range(2, 9))
 
 
 @pytest.mark.parametrize("loss", ["dpo", "rank_dpo"])
-def test_lists_of_every_kind_train(lists, sd_folder, tmp_path, capsys, loss):
-  settings = config.build(
+def test_lists_of_every_kind_train(lists, tiny_images, tmp_path, capsys, loss):
+  settings = tiny_images(
+    lists,
     {
-      "model": {"family": "sdxl", "path": str(sd_folder)},
-      "data": {
-        "path": str(lists),
-        "batch_size": 8,
-        "rows_per_device": 12,
-        "max_rejected": 0.2,
-      },
+      "data": {"batch_size": 8, "rows_per_device": 12, "max_rejected": 0.2},
       "pair": {"rule": "all_pairs"},
-      "loss": {"name": loss, "beta": 500.0},
-      "optimizer": {"learning_rate": 1e-4, "schedule": "constant"},
+      "loss": {"name": loss},
       "train": {"steps": 2},
-      "mesh": {"fsdp": 1},
-      "sample": {"num_prompts": 0},
-    }
+    },
   )
   assert run(settings, tmp_path / "run")
   first, *_, last = read_metrics(tmp_path / "run")

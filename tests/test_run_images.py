@@ -9,7 +9,6 @@ from PIL import Image
 import pytest
 import safetensors.numpy
 
-from jaxpref import config
 from jaxpref import run as run_module
 from jaxpref.errors import UserError
 from jaxpref.fit.metrics import read_metrics
@@ -56,28 +55,9 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def build(pictures, sd_folder):
+def build(pictures, tiny_images):
   """build(model={...}, ...) -> the config of a run of four steps."""
-
-  def make(**sections) -> config.Config:
-    tree = {
-      "model": {"family": "sdxl", "path": str(sd_folder)},
-      "data": {
-        "path": str(pictures),
-        "batch_size": 4,
-        "rows_per_device": 8,
-      },
-      "loss": {"name": "dpo", "beta": 500.0},
-      "optimizer": {"learning_rate": 1e-4, "schedule": "constant"},
-      "train": {"steps": 4},
-      "mesh": {"fsdp": 1},
-      "sample": {"num_prompts": 0},
-    }
-    for name, section in sections.items():
-      tree[name] = {**tree.get(name, {}), **section}
-    return config.build(tree)
-
-  return make
+  return lambda **sections: tiny_images(pictures, sections)
 
 
 def test_diffusion_dpo_learns_and_exports(build, tmp_path, sd_folder):

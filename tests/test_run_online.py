@@ -8,7 +8,6 @@ from PIL import Image
 import pytest
 import safetensors.numpy
 
-from jaxpref import config
 from jaxpref.errors import UserError
 from jaxpref.fit.metrics import read_metrics
 from jaxpref.run import run
@@ -37,35 +36,20 @@ def captions(tmp_path_factory):
   return path
 
 
+ONLINE = {
+  "data": {"rows_per_device": 4},
+  "loss": {"name": "pso", "beta": 50.0},
+  "optimizer": {"learning_rate": 1e-3},
+  "train": {"steps": 3},
+  "sample": {"sampler": "lcm", "steps": 3, "guidance": 1.0},
+  "score": {"rater": "red"},
+}
+
+
 @pytest.fixture
-def build(captions, sd_folder):
+def build(captions, tiny_images):
   """build(model={...}, ...) -> the config of a run of three steps."""
-
-  def make(**sections) -> config.Config:
-    tree = {
-      "model": {"family": "sdxl", "path": str(sd_folder)},
-      "data": {
-        "path": str(captions),
-        "batch_size": 4,
-        "rows_per_device": 4,
-      },
-      "loss": {"name": "pso"},
-      "optimizer": {"learning_rate": 1e-3, "schedule": "constant"},
-      "train": {"steps": 3},
-      "mesh": {"fsdp": 1},
-      "sample": {
-        "sampler": "lcm",
-        "steps": 3,
-        "guidance": 1.0,
-        "num_prompts": 0,
-      },
-      "score": {"rater": "red"},
-    }
-    for name, section in sections.items():
-      tree[name] = {**tree.get(name, {}), **section}
-    return config.build(tree)
-
-  return make
+  return lambda **sections: tiny_images(captions, ONLINE, sections)
 
 
 def test_killed_and_run_again_it_ends_with_the_same_bits(
