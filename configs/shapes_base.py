@@ -148,11 +148,21 @@ def _with_paths(
   model: pathlib.Path,
   data: pathlib.Path,
 ) -> settings.Config:
+  return dataclasses.replace(
+    with_prompts(config, workdir, model),
+    data=dataclasses.replace(config.data, path=str(data)),
+  )
+
+
+def with_prompts(
+  config: settings.Config, workdir: pathlib.Path, model: pathlib.Path
+) -> settings.Config:
+  """With the path of a model, and the captions to sample."""
+  workdir.mkdir(parents=True, exist_ok=True)
   prompts = workdir / "prompts.txt"
   prompts.write_text("".join(f"{each}\n" for each in shapes.CAPTIONS))
   return dataclasses.replace(
     config,
     model=dataclasses.replace(config.model, path=str(model)),
-    data=dataclasses.replace(config.data, path=str(data)),
     sample=dataclasses.replace(config.sample, prompts=str(prompts)),
   )

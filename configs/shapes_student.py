@@ -50,7 +50,9 @@ def make_inputs(
 ) -> settings.Config | None:
   """Makes the student, once. Returns None if interrupted."""
   folder = find_student(config, workdir)
-  return None if folder is None else with_prompts(config, workdir, folder)
+  if folder is None:
+    return None
+  return _base().with_prompts(config, workdir, folder)
 
 
 def find_student(
@@ -70,20 +72,6 @@ def find_student(
     say(f"Distilling a student of {STEPS} steps, once, in {folder}.")
     _write_student(teacher, folder)
   return folder
-
-
-def with_prompts(
-  config: settings.Config, workdir: pathlib.Path, model: pathlib.Path
-) -> settings.Config:
-  """With the path of a model, and the captions to sample."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  prompts = workdir / "prompts.txt"
-  prompts.write_text("".join(f"{each}\n" for each in shapes.CAPTIONS))
-  return dataclasses.replace(
-    config,
-    model=dataclasses.replace(config.model, path=str(model)),
-    sample=dataclasses.replace(config.sample, prompts=str(prompts)),
-  )
 
 
 def _write_student(teacher: pathlib.Path, folder: pathlib.Path) -> None:

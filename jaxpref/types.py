@@ -238,11 +238,6 @@ class Pictures:
   comparisons: Comparisons
   lists: Lists
 
-  @property
-  def texts(self) -> int:
-    """Places for texts in a micro-batch."""
-    raise NotImplementedError
-
 
 @_pytree
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +254,7 @@ class ImageBatch(Pictures):
 
   @property
   def texts(self) -> int:
+    """Places for texts in a micro-batch."""
     return self.context.shape[-3]
 
 
@@ -272,6 +268,7 @@ class PixelBatch(Pictures):
 
   @property
   def texts(self) -> int:
+    """As of `ImageBatch`."""
     return next(iter(self.ids.values())).shape[-2]
 
   def encoded(self, **arrays: Leaf) -> ImageBatch:

@@ -167,7 +167,7 @@ def _theirs(folder, texts):
   mask = np.arange(tokens.shape[1]) < lengths[:, None]
   with torch.no_grad():
     return (
-      model.eval()(torch.tensor(tokens), attention_mask=torch.tensor(mask))
+      model(torch.tensor(tokens), attention_mask=torch.tensor(mask))
       .logits.numpy()
     )  # fmt: skip
 

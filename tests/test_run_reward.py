@@ -114,4 +114,4 @@ def _classifier(folder):
 def _rewards(model):
   tokens = np.random.default_rng(0).integers(5, 900, (3, 20))
   with torch.no_grad():
-    return model.eval()(torch.tensor(tokens)).logits.numpy()
+    return model.train(False)(torch.tensor(tokens)).logits.numpy()

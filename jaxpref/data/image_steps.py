@@ -49,7 +49,7 @@ class ImageSteps(Calendar):
     noise_bank: int = 0,
     drop_caption: float = 0.0,
     flip: float = 0.0,
-    sampled: int = 0,
+    sampled: bool = False,
     described: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
   ):
@@ -66,8 +66,8 @@ class ImageSteps(Calendar):
         mirrored images a prompt has; 0 = another each time.
       drop_caption: the share of draws in which the prompt is empty.
       flip: the share of draws in which all images of the prompt are mirrored.
-      sampled: how many images training samples of a prompt, of which `kept`
-        has one for its place; 0 = it learns from the data's.
+      sampled: whether training samples images of a prompt, of which `kept` has
+        one for their place, and learns from those.
       described: of each caption, what a rater of sampled images takes of it.
       seed: of those draws.
 

@@ -114,7 +114,9 @@ def prepare_images(
   index = find_index(data, path, files, root)
   folder = root / "encoded" / encoding_key(index, model, side)
   found = PreparedImages(index.folder, encoded=folder)
-  _encode(found, files, data, model, side, say)
+  numbered.fill(
+    functools.partial(_encode, found, files, data, model, side, say)
+  )
   return found
 
 
@@ -180,25 +182,11 @@ def _encode(
   model: ImageModel,
   side: int,
   say: Callable[[str], None],
-) -> None:
-  """Writes what is not written yet, first of this process's share."""
-  data.encoded.mkdir(parents=True, exist_ok=True)
-  for shared in (True, False):
-    _encode_missing(data, files, settings, model, side, say, shared=shared)
-    numbered.wait()
-
-
-def _encode_missing(
-  data: PreparedImages,
-  files: Sequence[read.Source],
-  settings: config.Data,
-  model: ImageModel,
-  side: int,
-  say: Callable[[str], None],
-  *,
   shared: bool,
 ) -> None:
+  """Writes what is not written yet, `shared` as of `numbered.missing`."""
   folder, per_file = data.encoded, numbered.PER_FILE
+  folder.mkdir(parents=True, exist_ok=True)
   images, captions = data.listed["images"], ["", *data.listed["captions"]]
   mine = functools.partial(numbered.missing, folder, shared=shared)
   kinds = ("images", "mirrored") if settings.flip else ("images",)

@@ -5,7 +5,7 @@ stopped goes on with the next file. Processes share the files out; where each
 has a disk of its own, it then writes the others' too.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import functools
 import pathlib
 
@@ -54,6 +54,16 @@ def stored(
   """All `count` of a kind, by number."""
   numbers = range(-(-count // PER_FILE))
   return ArrayRecordDataSource([str(_file(folder, kind, n)) for n in numbers])
+
+
+def fill(write: Callable[[bool], None]) -> None:
+  """Has everything written that is missing, by `write(shared)`; see `missing`.
+
+  All processes must call it.
+  """
+  for shared in (True, False):
+    write(shared)
+    wait()
 
 
 def wait() -> None:

@@ -98,7 +98,7 @@ def prepare_pixels(
     side=side,
     key=encoding_key(index, model, side),
   )
-  _copy(found, files, data.format, say)
+  numbered.fill(functools.partial(_copy, found, files, data.format, say))
   return found
 
 
@@ -107,22 +107,10 @@ def _copy(
   files: Sequence[read.Source],
   name: str,
   say: Callable[[str], None],
-) -> None:
-  """Writes what is not written yet, first of this process's share."""
-  data.copied.mkdir(parents=True, exist_ok=True)
-  for shared in (True, False):
-    _copy_missing(data, files, name, say, shared=shared)
-    numbered.wait()
-
-
-def _copy_missing(
-  data: PreparedPixels,
-  files: Sequence[read.Source],
-  name: str,
-  say: Callable[[str], None],
-  *,
   shared: bool,
 ) -> None:
+  """Writes what is not written yet, `shared` as of `numbered.missing`."""
+  data.copied.mkdir(parents=True, exist_ok=True)
   images, per_file = data.listed["images"], numbered.PER_FILE
   mine = numbered.missing(data.copied, "images", len(images), shared=shared)
   stream = enumerate(read_images(files, name, images) if mine else ())

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpref.types import Pictures, TextBatch
+from jaxpref.types import ImageBatch, PixelBatch, TextBatch
 
 
 def merge_micro_batches(batch: TextBatch, values: Any) -> tuple[TextBatch, Any]:
@@ -33,7 +33,9 @@ def merge_micro_batches(batch: TextBatch, values: Any) -> tuple[TextBatch, Any]:
   return jax.tree.map(_join, (numbered, values))
 
 
-def merge_images(batch: Pictures, values: Any) -> tuple[Pictures, Any]:
+def merge_images(
+  batch: ImageBatch | PixelBatch, values: Any
+) -> tuple[ImageBatch | PixelBatch, Any]:
   """The same of images."""
   first = _firsts(len(batch.prompt), batch.texts)
   prompt = batch.prompt + first[:, None]

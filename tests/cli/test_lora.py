@@ -102,11 +102,11 @@ def test_killed_and_run_again(
 
 
 def _model(folder):
-  return transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+  return transformers.LlamaForCausalLM.from_pretrained(folder).train(False)
 
 
 def _logits(model):
   tokens = np.random.default_rng(0).integers(3, 512, (3, 100))
   # In float64, so that torch's own rounding is no part of what differs.
   with torch.no_grad():
-    return model.eval().double()(torch.tensor(tokens)).logits.numpy()
+    return model.train(False).double()(torch.tensor(tokens)).logits.numpy()

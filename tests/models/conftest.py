@@ -44,7 +44,7 @@ def _random_torch(model_type: str = "llama", **given: Any) -> Any:
   # Only the plain implementation has soft-caps.
   model = transformers.AutoModelForCausalLM.from_config(
     config, attn_implementation="eager"
-  ).eval()
+  ).train(False)
   offset = 0.0 if model_type.startswith("gemma") else 1.0
   generator = torch.Generator().manual_seed(0)
   with torch.no_grad():

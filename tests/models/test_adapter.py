@@ -75,7 +75,7 @@ def _logits(base, definition, factors):
 def _torch_logits(base, adapter=None):
   model = transformers.LlamaForCausalLM.from_pretrained(base)
   if adapter is not None:
-    model = peft.PeftModel.from_pretrained(model, adapter).eval()
+    model = peft.PeftModel.from_pretrained(model, adapter).train(False)
   with torch.no_grad():
     return model(torch.tensor(TOKENS)).logits.numpy()
 

@@ -28,7 +28,9 @@ def make_classifier(make_torch):
     config = transformers.LlamaConfig(
       **{**model.config.to_dict(), "id2label": dict(enumerate(AXES))}
     )
-    classifier = transformers.LlamaForSequenceClassification(config).eval()
+    classifier = transformers.LlamaForSequenceClassification(config).train(
+      False
+    )
     classifier.model.load_state_dict(model.model.state_dict())
     torch.nn.init.normal_(classifier.score.weight, std=0.2)
     return classifier

@@ -102,11 +102,11 @@ def _whole(base, definition, prompt):
 def _model(base):
   return transformers.AutoModelForCausalLM.from_pretrained(
     base, attn_implementation="eager"
-  ).eval()
+  ).train(False)
 
 
 def _prompted(base, folder):
-  return peft.PeftModel.from_pretrained(_model(base), folder).eval()
+  return peft.PeftModel.from_pretrained(_model(base), folder).train(False)
 
 
 def _to_train(base):

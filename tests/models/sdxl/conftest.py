@@ -71,7 +71,7 @@ def randomize(model: Any) -> Any:
         weight.copy_(0.3 * noise)
       else:
         weight.copy_(noise * weight[0].numel() ** -0.5)
-  return model.eval()
+  return model.train(False)
 
 
 UNETS = {"sdxl": SDXL, "sd1": SD1, "pruned": PRUNED}
