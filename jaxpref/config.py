@@ -373,7 +373,8 @@ def _check_values(config: Config) -> None:
   for key, choices in checks.CHOICES.items():
     if (value := _get(config, key)) not in choices:
       raise UserError(
-        f"config.{key} is {value!r}; choose one of {', '.join(choices)}."
+        f"config.{key} is {value!r}; choose one of "
+        f"{', '.join(each or repr(each) for each in choices)}."
       )
   for key in checks.POSITIVE:
     if (value := _get(config, key)) < 1:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, MutableMapping
 import dataclasses
 
 import jax
+from jax.experimental import multihost_utils
 
 from jaxpref.errors import UserError
 
@@ -202,3 +203,9 @@ def say(text: str) -> None:
   """Prints once, not once a process."""
   if jax.process_index() == 0:
     print(text, flush=True)
+
+
+def wait_for_all() -> None:
+  """Until every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("jaxpref")

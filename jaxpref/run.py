@@ -9,7 +9,6 @@ from typing import Any
 import jax
 
 from jaxpref import config, sharding
-from jaxpref.data import numbered
 from jaxpref.data.curriculum import go_on_from, stage_settings
 from jaxpref.errors import UserError
 from jaxpref.fit.checkpoint import Checkpoints
@@ -21,7 +20,7 @@ from jaxpref.fit.folder import (
   check_same_data,
   write_inputs,
 )
-from jaxpref.fit.guard import make_guard
+from jaxpref.fit.guard import Guard, make_guard
 from jaxpref.fit.interrupt import Interrupt
 from jaxpref.fit.loop import fit
 from jaxpref.fit.loss import check_suits
@@ -37,7 +36,7 @@ from jaxpref.fit.step import (
   state_shardings,
 )
 from jaxpref.fit.task import Task
-from jaxpref.hosts import say
+from jaxpref.hosts import say, wait_for_all
 from jaxpref.image_task import image_task
 from jaxpref.models.lora import overlay
 from jaxpref.models.source import resolve_model
@@ -70,17 +69,18 @@ def run(settings: config.Config, workdir: pathlib.Path) -> bool:
     return True
   check_suits(settings)
   check_mode(settings)
-  make_guard(settings, say)  # says now what it cannot guard
+  guard = make_guard(settings, say)
   images = settings.model.family == "sdxl"
   task = (image_task if images else text_task)(settings, workdir, mesh)
-  return True if task is None else _fit(task, workdir, mesh)
+  return True if task is None else _fit(task, workdir, mesh, guard)
 
 
-def _fit(task: Task, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> bool:
+def _fit(
+  task: Task, workdir: pathlib.Path, mesh: jax.sharding.Mesh, guard: Guard
+) -> bool:
   settings, definition, steps = task.settings, task.definition, task.steps
   check_same_data(workdir, task.train, task.test)
   check_same_base(workdir, task.base)
-  guard = make_guard(settings, say)
   schedule = make_schedule(settings.optimizer, len(steps))
   tx = make_optimizer(settings.optimizer, schedule)
   places = sharding.param_shardings(mesh, definition.shapes, definition.axes)
@@ -181,7 +181,7 @@ def _make_images(
   if "sample" in settings.stages:
     sheet = sample_images(settings, workdir, mesh)
     say(f"Images: {sheet.parent}\nContact sheet: {sheet}")
-    numbered.wait()  # until the first process has written them
+    wait_for_all()  # the first one writes them
     made = str(workdir / "samples" / SAMPLES)
     data = dataclasses.replace(settings.data, path=made)
     settings = dataclasses.replace(settings, data=data)

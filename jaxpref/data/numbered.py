@@ -14,6 +14,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 import jax
 
 from jaxpref.files import replacing
+from jaxpref.hosts import wait_for_all
 
 PER_FILE = 256
 
@@ -63,15 +64,7 @@ def fill(write: Callable[[bool], None]) -> None:
   """
   for shared in (True, False):
     write(shared)
-    wait()
-
-
-def wait() -> None:
-  """Until all processes are here, and so all files there."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices("jaxpref.images")
+    wait_for_all()
 
 
 def _file(folder: pathlib.Path, kind: str, number: int) -> pathlib.Path:

@@ -22,14 +22,14 @@ import jax
 import numpy as np
 
 from jaxpref import config
-from jaxpref.data import numbered, read
+from jaxpref.data import read
 from jaxpref.data.build import Tally, records
 from jaxpref.data.cache import REJECTED
 from jaxpref.data.pictured import Pictured, decoded
 from jaxpref.data.pictures import encoded_bytes
 from jaxpref.errors import UserError
 from jaxpref.files import replacing
-from jaxpref.hosts import say
+from jaxpref.hosts import say, wait_for_all
 from jaxpref.models.source import folder_digest
 from jaxpref.sample.image_stage import write_config
 from jaxpref.score.clip import open_scorer
@@ -77,12 +77,12 @@ def score_images(
   _tell_refused(settings.data, tally, refused, workdir / REJECTED)
   if not count:
     raise UserError(f"{settings.data.path}: no row has images to rate.")
-  numbered.wait()
+  wait_for_all()
   out = workdir / SCORED
   if jax.process_index() == 0:
     again = _records(files, settings.data.format, Tally(), lambda _: None)
     _write(out, again, _read(parts), list(scorers))
-  numbered.wait()
+  wait_for_all()
   return out
 
 
