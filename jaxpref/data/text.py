@@ -107,12 +107,18 @@ def tokenize_ahead(
         for record in records
       ]
       texts = [each for each in rendered if isinstance(each, _Text)]
-      whole = [text.prompt + each for text in texts for each in text.responses]
-      return records, rendered, texts, thread.submit(rules.encode, whole)
+      cuts = [rules.cut(text.prompt) for text in texts]
+      parts = [
+        part
+        for text, (head, rest) in zip(texts, cuts, strict=True)
+        for part in (head, *(rest + each for each in text.responses))
+      ]
+      kept = [len(rest) for _, rest in cuts]
+      return records, rendered, texts, kept, thread.submit(rules.encode, parts)
 
     def finish(begun: _Begun) -> Iterator[tuple[Record, Tokens | Unused]]:
-      records, rendered, texts, encodings = begun
-      tokens = iter(_encode(texts, encodings.result(), rules))
+      records, rendered, texts, kept, encodings = begun
+      tokens = iter(_encode(texts, kept, encodings.result(), rules))
       for record, text in zip(records, rendered, strict=True):
         if isinstance(text, Unused):
           yield record, text
@@ -195,34 +201,42 @@ def _unless_endless(text: _Text | Unused, max_length: int) -> _Text | Unused:
   return Unused(False, "longer than max_length") if endless else text
 
 
-# Records, their texts, those that are used, and what these will encode to.
+# Records, their texts, those that are used, how many characters of their
+# prompts are encoded with each response, and what head and these encode to.
 _Begun = tuple[
-  Sequence[Record], list[_Text | Unused], list[_Text], Future[list[Any]]
+  Sequence[Record],
+  list[_Text | Unused],
+  list[_Text],
+  list[int],
+  Future[list[Any]],
 ]
 
 
 def _encode(
-  texts: list[_Text], whole: list[Any], rules: Rules
+  texts: list[_Text], kept: list[int], parts: list[Any], rules: Rules
 ) -> list[tuple[list[int], list[list[int]], bool]]:
   """For each text: prompt tokens, response tokens, whether split apart.
 
   Args:
     texts: prompts with their responses.
-    whole: the encodings of each prompt with each response.
+    kept: the characters of each prompt that are encoded with the responses.
+    parts: the encodings of each prompt's head, and of its rest with each
+      response.
     rules: of the tokenizer.
   """
-  encodings = iter(whole)
+  encodings = iter(parts)
   found: list[Any] = []
-  for text in texts:
+  for text, characters in zip(texts, kept, strict=True):
+    head = next(encodings).ids
     mine = [next(encodings) for _ in text.responses]
-    ends = [boundary(encoding, len(text.prompt)) for encoding in mine]
+    ends = [boundary(encoding, characters) for encoding in mine]
     ids = [encoding.ids for encoding in mine]
-    prompts = [each[:end] for each, end in zip(ids, ends, strict=True)]
-    if None in ends or any(prompt != prompts[0] for prompt in prompts):
+    rests = [each[:end] for each, end in zip(ids, ends, strict=True)]
+    if None in ends or any(rest != rests[0] for rest in rests):
       found.append(None)
     else:
-      parts = [each[end:] for each, end in zip(ids, ends, strict=True)]
-      found.append((prompts[0], parts, False))
+      answers = [each[end:] for each, end in zip(ids, ends, strict=True)]
+      found.append((head + rests[0], answers, False))
   split = iter(_encode_apart([t for t, f in zip(texts, found) if not f], rules))
   return [each or next(split) for each in found]
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import pathlib
 from typing import Any
 
+from jaxpref.data.shared_start import Cut, make_cut
 from jaxpref.errors import UserError
 
 _SUFFIXES = (".json", ".jinja", ".model", ".txt")
@@ -73,6 +74,11 @@ class Rules:
     # tokens across the boundary.
     backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
     return backend
+
+  @functools.cached_property
+  def cut(self) -> Cut:
+    """Where a prompt may be cut without changing its tokens."""
+    return make_cut(self.encoder)
 
   @functools.cached_property
   def prefix(self) -> list[int]:
