@@ -12,8 +12,8 @@ import re
 from typing import Any
 
 Cut = Callable[[str], tuple[str, str]]
-"""A prompt's (head, rest): for every text, the tokens of head, followed by those
-of rest + text, are those of prompt + text. Head may be empty, rest may not."""
+"""A prompt's (head, rest): for every text, the tokens of head and those of
+rest + text are the tokens of prompt + text. Head may be empty."""
 
 # Between two words: what normalizers and added tokens do there is plain.
 _LAST_SPACE = re.compile(r".*[A-Za-z]( )(?=[A-Za-z])", re.DOTALL)

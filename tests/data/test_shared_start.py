@@ -1,5 +1,3 @@
-import pathlib
-
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
@@ -10,21 +8,24 @@ from jaxpref.data import shared_start
 from jaxpref.data.shared_start import make_cut
 from jaxpref.data.tokenizer import Rules, load
 
-PROSE = pathlib.Path(shared_start.__file__).read_text()
+PROSE = """Human: what is the name of it?
+Assistant: it is the name of that which can, in 1234, be a bird's.
+Human: it's not what it is.
+Assistant: you're right, it can be that of a bird."""
 WORDS = ["a", "can", "it's", "1234", "<s>", "</s>", "é", "\u0301", "▁", "of",
-         "\n\nHuman:", "'S", "\t", "  ", "...", "in", "that", "x" * 20]  # fmt: skip
+         "\n\nHuman:", "'S", "\t", "  ", "...", "in", "x" * 20]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(WORDS)).map(" ".join) | st.text("ab c'▁\n1.")
 
 
 def _trained(pre_tokenizer, normalizer=None):
-  """A tokenizer of 600 pieces, many of them several words long if it may."""
+  """A tokenizer of 400 pieces, many of them several words long if it may."""
   made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
   if pre_tokenizer:
     made.pre_tokenizer = pre_tokenizer
   if normalizer:
     made.normalizer = normalizer
   trainer = trainers.BpeTrainer(
-    vocab_size=600, special_tokens=["<unk>", "<s>"], show_progress=False
+    vocab_size=400, special_tokens=["<unk>", "<s>"], show_progress=False
   )
   made.train_from_iterator(PROSE.splitlines(), trainer)
   return made
@@ -39,6 +40,10 @@ def _split(pattern, behavior="isolated"):
   )
 
 
+def _real(shared, name):
+  return Rules(load(shared / "models" / name)).encoder
+
+
 KINDS = {
   "stories260K": lambda shared: _real(shared, "stories260K"),
   "CLIP": lambda shared: _real(shared, "clip-tokenizer"),
@@ -46,10 +51,6 @@ KINDS = {
   "Llama 3": lambda _: _split(shared_start._LLAMA3),
   "Qwen": lambda _: _split(shared_start._QWEN),
 }
-
-
-def _real(shared, name):
-  return Rules(load(shared / "models" / name)).encoder
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -111,5 +112,5 @@ def test_pieces_across_words_would_be_cut_wrongly():
   """Why a vocabulary is searched: this one's pieces hold several words."""
   made = _without_pre_tokenizer()
   prompt = PROSE.splitlines()[0]
-  head, space, rest = prompt.rpartition(" ")
+  head, space, rest = prompt.partition(" of")
   assert _ids(made, head) + _ids(made, space + rest) != _ids(made, prompt)
