@@ -30,7 +30,7 @@ from typing import Any
 
 from sides import in_process
 
-RANK, BETA, RATE, SIDE = 8, 500.0, 1e-5, 64
+RANK, BETA, RATE = 8, 500.0, 1e-5
 
 
 def main() -> None:
@@ -74,19 +74,19 @@ def write_inputs(flags: argparse.Namespace) -> None:
   )
   diffusers.StableDiffusionPipeline(
     unet=diffusers.UNet2DConditionModel(
-      block_out_channels=(64, 128),
+      block_out_channels=tuple(flags.channels),
       down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
       up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
       attention_head_dim=4,
       cross_attention_dim=128,
-      sample_size=SIDE // 4,
+      sample_size=flags.pixels // 4,
     ),
     vae=diffusers.AutoencoderKL(
       block_out_channels=(32, 64, 64),
       down_block_types=("DownEncoderBlock2D",) * 3,
       up_block_types=("UpDecoderBlock2D",) * 3,
       layers_per_block=2,
-      sample_size=SIDE,
+      sample_size=flags.pixels,
     ),
     text_encoder=transformers.CLIPTextModel(text),
     tokenizer=transformers.CLIPTokenizer.from_pretrained(flags.tokenizer),
@@ -101,11 +101,11 @@ def write_inputs(flags: argparse.Namespace) -> None:
     feature_extractor=None,
     requires_safety_checker=False,
   ).save_pretrained(folder / "model")
-  rng, rows = np.random.default_rng(0), []
+  rng, rows, side = np.random.default_rng(0), [], flags.pixels
   for i in range(flags.batch * 4):
     row = {"prompt": f"a picture, number {i}"}
     for name in ("chosen", "rejected"):
-      pixels = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+      pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
       Image.fromarray(pixels).save(folder / f"{name}{i}.png")
       row[name] = f"{name}{i}.png"
     rows.append(row)
@@ -278,6 +278,8 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--tokenizer", required=True)
   parser.add_argument("--steps", type=int, default=10)
   parser.add_argument("--batch", type=int, default=4, help="pairs")
+  parser.add_argument("--pixels", type=int, default=64, help="of a side")
+  parser.add_argument("--channels", type=int, nargs=2, default=[64, 128])
   parser.add_argument("--side", default="", help=argparse.SUPPRESS)
   parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
   return parser.parse_args()

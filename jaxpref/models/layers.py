@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Float32, Int32
 
 from jaxpref.models.quantized import dequantize
+from jaxpref.ops.project import project
 from jaxpref.sharding import constrain
 
 Init = Callable[[jax.Array, Sequence[int], DTypeLike], jax.Array]
@@ -95,7 +96,7 @@ class Linear(nnx.Module):
     if hasattr(self, "kernel_scale"):
       kernel = dequantize(kernel, self.kernel_scale[...])
     kernel = kernel.astype(self.dtype)
-    y = jnp.tensordot(x.astype(self.dtype), kernel, axes=self.num_inputs)
+    y = project(x.astype(self.dtype), kernel, self.num_inputs)
     return y if self.bias is None else y + _lift(self.bias, y)
 
 
@@ -217,9 +218,15 @@ def scan_layers(
     # number of layers is no multiple of the period.
     cut = functools.partial(_cut, slice(start, end), size)
     xs = jax.tree.map(cut, (params, per_layer))
-    steps = [_step(graphdef, each, n, remat) for n, each in enumerate(period)]
+    places = range(size) if size > 1 else [...]
+    steps = [
+      _step(graphdef, each, place, remat)
+      for each, place in zip(period, places, strict=True)
+    ]
     x, out = jax.lax.scan(functools.partial(_run, steps), x, xs)
-    outs.append(jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), out))
+    if size > 1:
+      out = jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), out)
+    outs.append(out)
     start = end
   if len(outs) == 1:
     return x, outs[0]
@@ -227,18 +234,22 @@ def scan_layers(
 
 
 def _cut(layers: slice, size: int, leaf: jax.Array) -> jax.Array:
-  """Some of the layers of a leaf, as [repeats, size, ...]."""
-  return leaf[layers].reshape(-1, size, *leaf.shape[1:])
+  """Some of the layers of a leaf, as [repeats, size, ...], or [repeats, ...].
+
+  For an axis of size 1 XLA copies the parameters from a layout to its equal.
+  """
+  part = leaf[layers]
+  return part.reshape(-1, size, *leaf.shape[1:]) if size > 1 else part
 
 
-def _step(graphdef: Any, call: Call, number: int, remat: str) -> Callable:
+def _step(graphdef: Any, call: Call, place: Any, remat: str) -> Callable:
   """One layer of a period, which takes the parameters of all of it.
 
   Not its own slice of them: that would be kept for the backward pass.
   """
 
   def step(x: Any, xs: Any) -> tuple[Any, Any]:
-    layer_params, item = jax.tree.map(lambda leaf: leaf[number], xs)
+    layer_params, item = jax.tree.map(lambda leaf: leaf[place], xs)
     return call(nnx.merge(graphdef, layer_params), x, item)
 
   if not remat:
@@ -248,6 +259,8 @@ def _step(graphdef: Any, call: Call, number: int, remat: str) -> Callable:
 
 
 def _run(steps: Sequence[Callable], x: Any, xs: Any) -> Any:
+  if len(steps) == 1:
+    return steps[0](x, xs)
   outs = []
   for step in steps:
     x, out = step(x, xs)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Float32
 
 from jaxpref.models.layers import Dtypes, Linear, normal, ones, param, zeros
+from jaxpref.ops.project import project
 
 
 class Conv(nnx.Module):
@@ -52,7 +53,7 @@ class Conv(nnx.Module):
     kernel = self.kernel[...].astype(self.dtype)
     x = x.astype(self.dtype)
     if kernel.shape[:2] == (1, 1):  # a matrix product, which CPUs do faster
-      y = jnp.tensordot(x, kernel[0, 0], axes=1)
+      y = project(x, kernel[0, 0], 1)
     else:
       y = jax.lax.conv_general_dilated(
         x,

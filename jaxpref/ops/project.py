@@ -1,0 +1,48 @@
+"""A matrix product whose gradients need no transposition."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(
+  x: Float[Array, "..."], kernel: Float[Array, "..."], num_inputs: int
+) -> Float[Array, "..."]:
+  """Sums x [..., inputs] over a kernel [inputs, outputs]: [..., outputs].
+
+  JAX's own rule finds the kernel's gradient as [outputs, inputs] and transposes
+  it. XLA does that for CPU element by element, which takes longer than the
+  product itself where a model is wide and its rows are few. Here the gradient
+  has the kernel's order from the start.
+
+  Args:
+    x: its last `num_inputs` dimensions are the kernel's first.
+    kernel: of one dtype with x.
+    num_inputs: how many dimensions are summed over.
+  """
+  return jnp.tensordot(x, kernel, axes=num_inputs)
+
+
+def _forward(
+  x: Array, kernel: Array, num_inputs: int
+) -> tuple[Array, tuple[Array, Array]]:
+  return project(x, kernel, num_inputs), (x, kernel)
+
+
+def _backward(
+  num_inputs: int, saved: tuple[Array, Array], grad: Array
+) -> tuple[Array, Array]:
+  x, kernel = saved
+  rows = tuple(range(x.ndim - num_inputs))
+  summed = (
+    tuple(range(len(rows), grad.ndim)),
+    tuple(range(num_inputs, kernel.ndim)),
+  )
+  x_grad = jnp.tensordot(grad, kernel, axes=summed)
+  return x_grad, jnp.tensordot(x, grad, axes=(rows, rows))
+
+
+project.defvjp(_forward, _backward)
