@@ -1,10 +1,14 @@
 """A matrix product whose gradients need no transposition."""
 
+from collections.abc import Sequence
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jaxpref import sharding
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -37,12 +41,24 @@ def _backward(
 ) -> tuple[Array, Array]:
   x, kernel = saved
   rows = tuple(range(x.ndim - num_inputs))
-  summed = (
-    tuple(range(len(rows), grad.ndim)),
-    tuple(range(num_inputs, kernel.ndim)),
-  )
-  x_grad = jnp.tensordot(grad, kernel, axes=summed)
+  outputs = tuple(range(num_inputs, kernel.ndim))
+  grad_outputs = tuple(range(len(rows), grad.ndim))
+  if _few(rows=x.shape[: len(rows)], kernel=kernel.shape, inputs=num_inputs):
+    x_grad = jnp.tensordot(kernel, grad, axes=(outputs, grad_outputs))
+    x_grad = jnp.moveaxis(x_grad, range(num_inputs), range(-num_inputs, 0))
+  else:
+    x_grad = jnp.tensordot(grad, kernel, axes=(grad_outputs, outputs))
   return x_grad, jnp.tensordot(x, grad, axes=(rows, rows))
+
+
+def _few(rows: Sequence[int], kernel: Sequence[int], inputs: int) -> bool:
+  """Whether to transpose the rows is cheaper than to transpose the kernel.
+
+  Where it has to be one of the two: other devices multiply in any order.
+  """
+  into, out = math.prod(kernel[:inputs]), math.prod(kernel[inputs:])
+  small = math.prod(rows) * (into + out) < into * out
+  return small and sharding.current_platform() == "cpu"
 
 
 project.defvjp(_forward, _backward)

@@ -15,8 +15,9 @@ Q, K, V = (
 )
 
 
-def test_blocks_of_queries_are_the_whole(monkeypatch):
-  monkeypatch.setattr(module, "_BLOCK", 4)  # 3 blocks, and one query too many
+@pytest.mark.parametrize("block", [4, 16])  # 3 and one query too many; one
+def test_equals_the_plain_formula(monkeypatch, block):
+  monkeypatch.setattr(module, "_BLOCK", block)
 
   def loss(attend, *qkv):
     return jnp.sum(attend(*qkv) ** 2)
@@ -33,6 +34,13 @@ def test_blocks_of_queries_are_the_whole(monkeypatch):
   jax.tree.map(check, ours, theirs)
   wrong, _ = compare(Q, V, K)
   assert np.abs(wrong[1][0] - theirs[1][0]).max() > 0.01
+
+
+def test_nothing_of_the_size_of_the_scores_is_kept():
+  wide = jnp.concatenate([Q] * 20, 1)
+  _, backward = jax.vjp(full_attention, wide, wide, wide)
+  kept = [leaf.size for leaf in jax.tree.leaves(backward)]
+  assert max(kept, default=0) == wide.size < wide.shape[1] ** 2
 
 
 @pytest.mark.parametrize(
