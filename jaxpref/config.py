@@ -119,6 +119,9 @@ class Data:
   batch_size: int = 64  # prompts a step
   buckets: int = 1  # shapes that steps are padded to; each is compiled
   resolution: int = 0  # pixels of an image's sides; 0 = the model's own
+  # Shapes of as many pixels, from tall to wide, one of which a prompt's images
+  # are cut to; each is compiled. 1 = the square.
+  aspect_buckets: int = 1
   flip: float = 0.0  # the share of draws in which images are mirrored
   encode: str = "before"  # when images and captions are: before | during
   shuffle: bool = True

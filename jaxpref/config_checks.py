@@ -24,9 +24,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 POSITIVE = (
   "model.head_block", "data.max_length", "data.row_length",
-  "data.rows_per_device", "data.batch_size", "data.buckets", "data.epochs",
-  "train.log_every", "sample.per_prompt", "sample.max_new_tokens",
-  "sample.steps",
+  "data.rows_per_device", "data.batch_size", "data.buckets",
+  "data.aspect_buckets", "data.epochs", "train.log_every", "sample.per_prompt",
+  "sample.max_new_tokens", "sample.steps",
 )  # fmt: skip
 
 

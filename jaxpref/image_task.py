@@ -9,6 +9,7 @@ import pathlib
 import jax
 
 from jaxpref import config, sharding
+from jaxpref.data.aspect import Size
 from jaxpref.data.image_steps import ImageSteps
 from jaxpref.data.images import PreparedImages, prepare_images, resolution
 from jaxpref.data.pixels import PreparedPixels, prepare_pixels
@@ -112,12 +113,16 @@ def image_task(
       frozen[ROLE] = place_rater(reward.scorer, mesh)
     return frozen, lambda: None
 
-  pixels = resolution(settings.data, encoder)
   if online:
-    _check_size(settings.sample, pixels)
-  side = pixels // encoder.factor
-  latent = side, side, definition.config.in_channels
-  one = image_flops(settings, definition, latent, sampler)
+    _check_size(settings.sample, resolution(settings.data, encoder))
+
+  @functools.cache
+  def flops(size: Size) -> float:
+    """Of an image."""
+    rows, columns = (pixels // encoder.factor for pixels in size)
+    latent = rows, columns, definition.config.in_channels
+    return image_flops(settings, definition, latent, sampler)
+
   return Task(
     settings=settings,
     definition=definition,
@@ -132,7 +137,7 @@ def image_task(
       _objective, settings, encoder, definition, reward
     ),
     open_reference=open_reference,
-    flops=lambda number: one * steps.images(number),
+    flops=lambda n: flops(steps.image_shape(n)) * steps.images(n),
     preview=preview.write,
     export=export,
   )

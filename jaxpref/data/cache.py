@@ -11,7 +11,7 @@ import json
 import pathlib
 from typing import Any
 
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int, Int32, Int64
 import numpy as np
 
 from jaxpref.data import view
@@ -114,6 +114,11 @@ class Prepared:
   def preferences(self) -> Float32[np.ndarray, "c rewards"]:
     """P(better is preferred) on each axis of `ratings`; NaN: not compared."""
     return self._view["preferences"]
+
+  @property
+  def bucket(self) -> Int[np.ndarray, " n"] | None:
+    """A number of each example; a step holds those of one alone. None: any."""
+    return None
 
   @property
   def compared(self) -> Bool[np.ndarray, " m"]:

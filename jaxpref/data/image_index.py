@@ -7,16 +7,19 @@ and order are those of text. Equal captions and equal images are stored once.
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 from typing import Any
 
+from jaxtyping import Int
 import numpy as np
 
 from jaxpref import config
-from jaxpref.data import formats, read
+from jaxpref.data import formats, read, view
+from jaxpref.data.aspect import Size, nearest_shapes
 from jaxpref.data.build import Table, Tally, records
 from jaxpref.data.cache import MANIFEST, REJECTED, Prepared
 from jaxpref.data.columns import Refused
@@ -30,10 +33,17 @@ from jaxpref.types import Image, Response, Video
 
 RULES_VERSION = 2  # of reading, resizing and encoding; part of the keys
 _LISTED = "listed.json"  # the captions, and a digest of each image, by number
+_SIZES = "sizes.json"  # rows and columns of each image, by number
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class IndexedImages(Prepared):
-  """Examples whose responses are images and whose prompts are captions."""
+  """Examples whose responses are images and whose prompts are captions.
+
+  All images of a record are cut to one shape: the nearest to them.
+  """
+
+  shapes: tuple[Size, ...] = ((0, 0),)  # that there are; none yet in an index
 
   def image_number(self, j: int | np.integer) -> int:
     """Which of `listed["images"]` response j is."""
@@ -46,6 +56,29 @@ class IndexedImages(Prepared):
   def caption(self, i: int | np.integer) -> str:
     """What example i's images show."""
     return self.listed["captions"][self.caption_number(i)]
+
+  @property
+  def bucket(self) -> Int[np.ndarray, " n"]:
+    """Which of `shapes` each example's images are cut to."""
+    return self._buckets[self._view["prompt_start"]]
+
+  def shape(self, j: int | np.integer) -> Size:
+    """What response j is cut to."""
+    return self.shapes[self._buckets[self._view["response_start"][j]]]
+
+  def cut_number(self, j: int | np.integer) -> int:
+    """Which of `cuts` response j is."""
+    key = self._keys[self._view["response_start"][j]]
+    return int(np.searchsorted(self._cut_keys, key))
+
+  @functools.cached_property
+  def cuts(self) -> Int[np.ndarray, "cuts 2"]:
+    """The folder's images and their shapes, by number.
+
+    In the order of the images; one that belongs to several prompts is there
+    in each shape that they have.
+    """
+    return np.stack(np.divmod(self._cut_keys, len(self.shapes)), axis=1)
 
   @functools.cached_property
   def listed(self) -> Mapping[str, list[str]]:
@@ -70,8 +103,41 @@ class IndexedImages(Prepared):
       f"{names}: {stats['rows']:,} rows, {refused or 'none'} refused; "
       f"{stats['examples']:,} examples with {stats['responses']:,} images, "
       f"{stats['images']:,} of them different, of {stats['captions']:,} "
-      f"captions.\n{self._manifest['formats']}"
+      f"captions.\n{self._manifest['formats']}{self._told_shapes()}"
     )
+
+  def _told_shapes(self) -> str:
+    if len(self.shapes) == 1:
+      return ""
+    counts = np.bincount(self.bucket, minlength=len(self.shapes)).tolist()
+    told = ", ".join(
+      f"{count:,} of {rows} x {columns}"
+      for count, (rows, columns) in zip(counts, self.shapes, strict=True)
+    )
+    return f"\nExamples by the rows and columns of their images: {told}."
+
+  # A caption and an image are a token each of the folder: what belongs to a
+  # token does not depend on which examples are selected.
+
+  @functools.cached_property
+  def _buckets(self) -> Int[np.ndarray, " tokens"]:
+    """Of each token, its example's shape."""
+    if len(self.shapes) == 1:
+      return np.zeros(len(self._tokens), np.int64)
+    first = self._arrays["first_response"]
+    images = self._tokens[view.starts(self._arrays)["response_start"]]
+    sizes = np.array(json.loads((self.folder / _SIZES).read_text()))
+    found = nearest_shapes(sizes[images], first, self.shapes)
+    return np.repeat(found, 1 + np.diff(first))
+
+  @functools.cached_property
+  def _keys(self) -> Int[np.ndarray, " tokens"]:
+    """Of each token, a number for image and shape."""
+    return self._tokens * np.int64(len(self.shapes)) + self._buckets
+
+  @functools.cached_property
+  def _cut_keys(self) -> Int[np.ndarray, " cuts"]:
+    return np.unique(self._keys[view.starts(self._arrays)["response_start"]])
 
 
 def find_index(
@@ -83,7 +149,7 @@ def find_index(
   """The examples of the files, read now or found in the cache.
 
   Args:
-    data: format and max_rejected.
+    data: format, max_rejected, and whether shapes are chosen.
     path: of the files, for messages.
     files: see `read.source_files`.
     root: where preparations are.
@@ -95,6 +161,8 @@ def find_index(
     "images": RULES_VERSION,
     "files": {file.name: file.digest() for file in files},
     "format": data.format,
+    # Older ones know no sizes.
+    **({"sizes": True} if data.aspect_buckets > 1 else {}),
   }
   folder = find_folder(
     depends, lambda folder: write_index(folder, files, data, depends), root
@@ -116,18 +184,20 @@ def write_index(
   names = {file.name: number for number, file in enumerate(files)}
   tally, table = Tally(), Table(folder, names)
   captions, images = _Numbers(), _Numbers()
+  sizes = dict[int, Size]()
   try:
     with open(folder / REJECTED, "w") as rejected:
 
       def refuse(refusal: Refusal) -> None:
         rejected.write(json.dumps(refusal._asdict()) + "\n")
 
-      for record, _ in pictured(files, data.format, tally, refuse):
+      for record, pixels in pictured(files, data.format, tally, refuse):
         if not isinstance(record.prompt, str):
           told = "an image shows one text, and no turns"
           tally.refuse(record, "prompt is not a text", told, refuse)
           continue
         shown = [images[digest(_image(each))] for each in record.responses]
+        sizes |= zip(shown, (each.shape[:2] for each in pixels), strict=True)
         caption = captions[record.prompt]
         table.append(record, Tokens([caption], [[each] for each in shown]))
     fingerprint, counts = table.close()
@@ -135,6 +205,9 @@ def write_index(
     table.abandon()
   listed = {"captions": list(captions), "images": list(images)}
   (folder / _LISTED).write_text(json.dumps(listed))
+  (folder / _SIZES).write_text(
+    json.dumps([sizes[n] for n in range(len(sizes))])
+  )
   manifest = {
     "files": list(names),
     "formats": formats.explain(tally.formats),

@@ -1,7 +1,7 @@
 """Step batches of images, as a pure function of (seed, step).
 
 The images of a prompt stay together; prompts are spread over micro-batches so
-that the fullest is as empty as it can be.
+that the fullest is as empty as it can be. All images of a step have one shape.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ import jax
 from jaxtyping import Float32
 import numpy as np
 
+from jaxpref.data.aspect import Size
 from jaxpref.data.batch import (
   compared_shapes,
   comparisons_of,
@@ -22,7 +23,7 @@ from jaxpref.data.batch import (
 )
 from jaxpref.data.images import PreparedImages
 from jaxpref.data.loader import Loader
-from jaxpref.data.order import Order
+from jaxpref.data.order import Order, one_source
 from jaxpref.data.packing import Packing, Piece, Shape, Waste, pack_fewest
 from jaxpref.data.pixels import PreparedPixels
 from jaxpref.data.steps import Calendar
@@ -73,8 +74,9 @@ class ImageSteps(Calendar):
 
     Raises UserError where the images of a prompt are too many.
     """
+    order = order or one_source(len(data), seed=None, bucket=data.bucket)
     super().__init__(len(data), batch_size, order, num_steps)
-    self.data, self.kept = data, kept
+    self.data, self.kept, self._bucket = data, kept, data.bucket
     self.slots, self.devices = per_device * devices, devices
     self.noise_bank = noise_bank
     self.drop_caption, self.flip, self.seed = drop_caption, flip, seed
@@ -138,6 +140,10 @@ class ImageSteps(Calendar):
   def images(self, step: int) -> int:
     """How many a step holds."""
     return sum(self._pieces[int(i)].size for i in self.examples(step))
+
+  def image_shape(self, step: int) -> Size:
+    """Rows and columns of a step's images, in pixels."""
+    return self.data.shapes[self._bucket[self.examples(step)[0]]]
 
   def loader(self, numbers: Sequence[int], threads: int = 2) -> Loader:
     """Batches of the steps with these numbers, made ahead by threads."""
@@ -269,19 +275,19 @@ def image_batch_shapes(
 
 
 def pixel_batch_shapes(
-  shape: Shape, *, side: int, tokens: Mapping[str, int], cached: bool
+  shape: Shape, *, size: Size, tokens: Mapping[str, int], cached: bool
 ) -> PixelBatch:
   """The same of images that are encoded as training goes.
 
   Args:
     shape: as above.
-    side: of an image, in pixels.
+    size: of an image, in pixels.
     tokens: of a text, for each text encoder.
     cached: as above.
   """
   array = functools.partial(_array, shape)
   return PixelBatch(
-    pixels=array(np.uint8, shape.slots, side, side, 3),
+    pixels=array(np.uint8, shape.slots, *size, 3),
     ids={name: array(np.int32, shape.rows, n) for name, n in tokens.items()},
     **_picture_shapes(shape, cached),
   )

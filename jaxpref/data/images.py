@@ -15,13 +15,13 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 import numpy as np
-from PIL import Image as Pillow
 import safetensors.numpy
 
 from jaxpref import config, sharding
 from jaxpref.data import formats, numbered, read
+from jaxpref.data.aspect import Size, aspect_shapes, fit
 from jaxpref.data.image_index import (
   RULES_VERSION,
   IndexedImages,
@@ -46,7 +46,7 @@ class Latent(NamedTuple):
 
   mean: Float32[np.ndarray, "y x c"]
   std: Float32[np.ndarray, "y x c"]
-  sizes: Float32[np.ndarray, "6"]  # see `fit_square`
+  sizes: Float32[np.ndarray, "6"]  # see `aspect.fit`
 
 
 class Text(NamedTuple):
@@ -67,7 +67,7 @@ class PreparedImages(IndexedImages):
   def image(self, j: int | np.integer, *, mirrored: bool = False) -> Latent:
     """Of response j."""
     kind = "mirrored" if mirrored else "images"
-    return Latent(**self._load(kind, self.image_number(j)))
+    return Latent(**self._load(kind, self.cut_number(j)))
 
   def text(self, i: int | np.integer) -> Text:
     """Of example i's caption; that of the empty caption for -1."""
@@ -79,8 +79,9 @@ class PreparedImages(IndexedImages):
     return encoded_fingerprint(super().fingerprint, self.encoded.name)
 
   def _load(self, kind: str, number: int) -> dict[str, np.ndarray]:
-    count = len(self.listed["captions" if kind == "captions" else "images"])
-    stored = numbered.stored(self.encoded, kind, count + (kind == "captions"))
+    texts = 1 + len(self.listed["captions"])
+    count = texts if kind == "captions" else len(self.cuts)
+    stored = numbered.stored(self.encoded, kind, count)
     return safetensors.numpy.load(stored[number])
 
 
@@ -96,7 +97,8 @@ def prepare_images(
   In a run of several processes all must call it; each encodes its share.
 
   Args:
-    data: format, resolution, max_rejected, and whether any are mirrored.
+    data: format, resolution, aspect_buckets, max_rejected, and whether any are
+      mirrored.
     path: as data.path or data.eval_path; see `source.source_files`.
     model: whose autoencoder and text encoders are used, in float32: the
       autoencoder of SDXL overflows in 16 bits.
@@ -105,23 +107,27 @@ def prepare_images(
       ~/.cache/jaxpref, and there `prepared`.
 
   Raises UserError for files that cannot be read, more refused rows than
-  data.max_rejected, nothing left to use, or a resolution that cannot be.
+  data.max_rejected, nothing left to use, or shapes that cannot be.
   """
   formats.check_format(data.format)
-  side = resolution(data, model)
+  shapes = image_shapes(data, model)
   files = read.source_files(path)
   root = cache_dir or config.cache_folder() / "prepared"
   index = find_index(data, path, files, root)
-  folder = root / "encoded" / encoding_key(index, model, side)
-  found = PreparedImages(index.folder, encoded=folder)
-  numbered.fill(
-    functools.partial(_encode, found, files, data, model, side, say)
-  )
+  folder = root / "encoded" / encoding_key(index, model, shapes)
+  found = PreparedImages(index.folder, shapes=shapes, encoded=folder)
+  numbered.fill(functools.partial(_encode, found, files, data, model, say))
   return found
 
 
+def image_shapes(data: config.Data, model: ImageModel) -> tuple[Size, ...]:
+  """What images are cut to. Raises UserError for what cannot be."""
+  side = resolution(data, model)
+  return aspect_shapes(side, data.aspect_buckets, model.factor)
+
+
 def resolution(data: config.Data, model: ImageModel) -> int:
-  """Pixels of a side. Raises UserError where latents would not be whole."""
+  """Pixels of the square's side; UserError where latents would not be whole."""
   unet, factor = model.definitions["unet"].config, model.factor
   side = data.resolution or factor * (unet.sample_size or 64)
   if side % factor:
@@ -133,14 +139,16 @@ def resolution(data: config.Data, model: ImageModel) -> int:
   return side
 
 
-def encoding_key(index: IndexedImages, model: ImageModel, side: int) -> str:
+def encoding_key(
+  index: IndexedImages, model: ImageModel, shapes: Sequence[Size]
+) -> str:
   """A digest of all that latents and texts depend on."""
   weights = {
     name: folder_digest(str(model.pipeline.folder / name), "config.json")
     for name in encoders(model.definitions)
   }
-  rules = {"rules": RULES_VERSION}
-  key = {**rules, **index.contents, "side": side, "model": weights}
+  size = {"side": shapes[0][0]} if len(shapes) == 1 else {"shapes": shapes}
+  key = {"rules": RULES_VERSION, **index.contents, **size, "model": weights}
   return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 
@@ -149,48 +157,21 @@ def encoded_fingerprint(examples: str, key: str) -> str:
   return hashlib.sha256(json.dumps([examples, key]).encode()).hexdigest()
 
 
-def fit_square(
-  pixels: UInt8[np.ndarray, "Y X 3"], side: int, *, mirrored: bool = False
-) -> tuple[UInt8[np.ndarray, "side side 3"], Float32[np.ndarray, "6"]]:
-  """Scales the shorter side to `side` pixels and cuts the middle out.
-
-  What is mirrored is mirrored then: the same cut, left and right exchanged.
-
-  Returns: the pixels, and SDXL's conditions: height and width as they were,
-  the cut's top and left after scaling, height and width as they are.
-
-  Reference: Podell et al. 2023, section 2.2 (https://arxiv.org/abs/2307.01952).
-  """
-  height, width = pixels.shape[:2]
-  scale = side / min(height, width)
-  size = max(side, round(width * scale)), max(side, round(height * scale))
-  image = Pillow.fromarray(pixels)
-  if image.size != size:
-    image = image.resize(size, Pillow.Resampling.BILINEAR)
-  left, top = (size[0] - side) // 2, (size[1] - side) // 2
-  cut = np.asarray(image.crop((left, top, left + side, top + side)))
-  if mirrored:
-    cut, left = cut[:, ::-1], size[0] - side - left
-  told = np.array([height, width, top, left, side, side], np.float32)
-  return cut, told
-
-
 def _encode(
   data: PreparedImages,
   files: Sequence[read.Source],
   settings: config.Data,
   model: ImageModel,
-  side: int,
   say: Callable[[str], None],
   shared: bool,
 ) -> None:
   """Writes what is not written yet, `shared` as of `numbered.missing`."""
   folder, per_file = data.encoded, numbered.PER_FILE
   folder.mkdir(parents=True, exist_ok=True)
-  images, captions = data.listed["images"], ["", *data.listed["captions"]]
+  captions = ["", *data.listed["captions"]]
   mine = functools.partial(numbered.missing, folder, shared=shared)
   kinds = ("images", "mirrored") if settings.flip else ("images",)
-  image_files = {kind: mine(kind, len(images)) for kind in kinds}
+  image_files = {kind: mine(kind, len(data.cuts)) for kind in kinds}
   caption_files = mine("captions", len(captions))
   if not (any(image_files.values()) or caption_files):
     return
@@ -202,22 +183,30 @@ def _encode(
       texts = captions[number * per_file : (number + 1) * per_file]
       entries = map(_bytes, write_texts(texts))
       numbered.write(folder, "captions", number, entries)
-    encode = _image_encoder(model, params, side)
+    encode = _image_encoder(model, params)
     asked_any = any(image_files.values())
-    stream = enumerate(
-      read_images(files, settings.format, images) if asked_any else ()
-    )
+    stream = _cuts(data, files, settings.format) if asked_any else ()
     for number, group in itertools.groupby(
-      stream, lambda item: item[0] // per_file
+      enumerate(stream), lambda item: item[0] // per_file
     ):
       asked = [kind for kind in kinds if number in image_files[kind]]
-      here = [image for _, image in group] if asked else []
+      here = [cut for _, cut in group] if asked else []
       for kind in asked:
-        entries = map(_bytes, encode(iter(here), kind == "mirrored"))
+        entries = map(_bytes, encode(here, kind == "mirrored"))
         numbered.write(folder, kind, number, entries)
       if asked:
-        done = min((number + 1) * per_file, len(images))
-        say(f"Encoded {done:,} of {len(images):,} images.")
+        done = min((number + 1) * per_file, len(data.cuts))
+        say(f"Encoded {done:,} of {len(data.cuts):,} images.")
+
+
+def _cuts(
+  data: PreparedImages, files: Sequence[read.Source], name: str
+) -> Iterator[tuple[Image, Size]]:
+  """Each image with each shape it is cut to, as `data.cuts` numbers them."""
+  images = read_images(files, name, data.listed["images"])
+  numbers = itertools.groupby(data.cuts.tolist(), lambda cut: cut[0])
+  for image, (_, cuts) in zip(images, numbers, strict=True):
+    yield from ((image, data.shapes[bucket]) for _, bucket in cuts)
 
 
 def _bytes(entry: Latent | Text) -> bytes:
@@ -236,8 +225,8 @@ def _load(model: ImageModel, mesh: jax.sharding.Mesh) -> dict[str, Params]:
 
 
 def _image_encoder(
-  model: ImageModel, params: Mapping[str, Params], side: int
-) -> Callable[[Iterator[Image], bool], Iterator[Latent]]:
+  model: ImageModel, params: Mapping[str, Params]
+) -> Callable[[Sequence[tuple[Image, Size]], bool], Iterator[Latent]]:
   """One image a device at a time, so that the batch changes no bit."""
 
   @jax.jit
@@ -245,15 +234,24 @@ def _image_encoder(
     spread = sharding.constrain(pixels, ("batch", None, None, None))
     return encode_images(model.definitions, params, spread)
 
-  def encode(images: Iterator[Image], mirrored: bool) -> Iterator[Latent]:
+  def encode_alike(
+    cuts: Sequence[tuple[Image, Size]], shape: Size, mirrored: bool
+  ) -> Iterator[Latent]:
+    images = (image for image, each in cuts if each == shape)
     for batch in _batches(images, sharding.shards("batch")):
-      fitted = [
-        fit_square(decode(image), side, mirrored=mirrored) for image in batch
-      ]
+      fitted = [fit(decode(image), shape, mirrored=mirrored) for image in batch]
       pixels = _filled([pixels for pixels, _ in fitted])
       mean, std = jax.device_get(program(params, pixels))
       for k, (_, sizes) in enumerate(fitted):
         yield Latent(mean[k], std[k], sizes)
+
+  def encode(
+    cuts: Sequence[tuple[Image, Size]], mirrored: bool
+  ) -> Iterator[Latent]:
+    """In their order, though those of a shape are encoded together."""
+    shapes = {shape for _, shape in cuts}
+    alike = {shape: encode_alike(cuts, shape, mirrored) for shape in shapes}
+    return (next(alike[shape]) for _, shape in cuts)
 
   return encode
 

@@ -35,7 +35,8 @@ def make_order(
   sorts = criterion and data.curriculum.stages == 1
   rank = difficulty(train, criterion, log_probs) if sorts else None
   if not isinstance(train, Joined):
-    return one_source(len(train), seed=seed, rank=rank), ""
+    bucket = train.bucket
+    return one_source(len(train), seed=seed, rank=rank, bucket=bucket), ""
   order = Order(train.source, _draws(data, train), seed=seed, rank=rank)
   _check_steps(order, data.batch_size)
   return order, _told(order)

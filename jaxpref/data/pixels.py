@@ -19,12 +19,12 @@ import numpy as np
 
 from jaxpref import config
 from jaxpref.data import formats, numbered, read
+from jaxpref.data.aspect import fit
 from jaxpref.data.image_index import IndexedImages, find_index, read_images
 from jaxpref.data.images import (
   encoded_fingerprint,
   encoding_key,
-  fit_square,
-  resolution,
+  image_shapes,
 )
 from jaxpref.data.pictures import decode, encoded_bytes
 from jaxpref.models.sdxl.image_model import ImageModel, tokenize
@@ -34,8 +34,8 @@ from jaxpref.types import Image, PixelBatch
 class Fitted(NamedTuple):
   """An image as the autoencoder takes it."""
 
-  pixels: UInt8[np.ndarray, "side side 3"]
-  sizes: Float32[np.ndarray, "6"]  # see `fit_square`
+  pixels: UInt8[np.ndarray, "Y X 3"]
+  sizes: Float32[np.ndarray, "6"]  # see `aspect.fit`
 
 
 class Ids(NamedTuple):
@@ -50,7 +50,6 @@ class PreparedPixels(IndexedImages):
 
   copied: pathlib.Path = pathlib.Path()
   model: ImageModel | None = None
-  side: int = 0  # pixels
   key: str = ""  # as of the same images encoded: see `encoding_key`
 
   batch = PixelBatch
@@ -60,7 +59,7 @@ class PreparedPixels(IndexedImages):
     count = len(self.listed["images"])
     stored = numbered.stored(self.copied, "images", count)
     pixels = decode(Image(stored[self.image_number(j)]))
-    return Fitted(*fit_square(pixels, self.side, mirrored=mirrored))
+    return Fitted(*fit(pixels, self.shape(j), mirrored=mirrored))
 
   def text(self, i: int | np.integer) -> Ids:
     """Of example i's caption; that of the empty caption for -1."""
@@ -86,17 +85,17 @@ def prepare_pixels(
   Arguments and errors are those of `images.prepare_images`.
   """
   formats.check_format(data.format)
-  side = resolution(data, model)
+  shapes = image_shapes(data, model)
   files = read.source_files(path)
   root = cache_dir or config.cache_folder() / "prepared"
   index = find_index(data, path, files, root)
   name = hashlib.sha256(json.dumps(index.contents).encode()).hexdigest()[:32]
   found = PreparedPixels(
     index.folder,
+    shapes=shapes,
     copied=root / "copied" / name,
     model=model,
-    side=side,
-    key=encoding_key(index, model, side),
+    key=encoding_key(index, model, shapes),
   )
   numbered.fill(functools.partial(_copy, found, files, data.format, say))
   return found

@@ -49,9 +49,9 @@ class Calendar:
     """
     self.order = order or one_source(total, seed=None)
     self.batch_size = batch_size
-    self.steps_per_epoch = -(-len(self.order) // batch_size)
+    self.steps_per_epoch = self.order.num_batches(batch_size)
     self.num_steps = num_steps or self.steps_per_epoch
-    self._order = functools.lru_cache(maxsize=2)(self.order)
+    self._batches = functools.lru_cache(maxsize=2)(self.order.batches)
 
   def __len__(self) -> int:
     return self.num_steps
@@ -62,10 +62,9 @@ class Calendar:
     return self.num_steps >= self.steps_per_epoch
 
   def examples(self, step: int) -> np.ndarray:
-    """The numbers of the examples of a step; fewer in an epoch's last one."""
+    """The numbers of the examples of a step; fewer in a bucket's last one."""
     epoch, step = divmod(step, self.steps_per_epoch)
-    here = slice(step * self.batch_size, (step + 1) * self.batch_size)
-    return self._order(epoch)[here]
+    return self._batches(epoch, self.batch_size)[step]
 
   def seen(self, steps: int) -> dict[str, int]:
     """Examples of each source in the first `steps`, where there are several."""

@@ -100,5 +100,5 @@ def order_examples(
   order, told = make_order(data, train, log_probs)
   if told:
     say(told)
-  epoch = -(-len(order) // data.batch_size)
+  epoch = order.num_batches(data.batch_size)
   return order, settings.train.steps or epoch * data.epochs

@@ -143,11 +143,12 @@ def check_rollout(settings: config.Config) -> None:
         "the data's images: it learns from those that it samples, all of their "
         "steps. Leave it out."
       )
-  if settings.data.encode == "during" or settings.data.flip:
+  data = settings.data
+  if data.encode == "during" or data.flip or data.aspect_buckets > 1:
     raise UserError(
-      f"{what} learns from the images that it samples, and "
-      "config.data.encode=during or config.data.flip is for those of the data. "
-      "Leave them out."
+      f"{what} learns from the images that it samples, all of one size, and "
+      "config.data.encode=during, config.data.flip or "
+      "config.data.aspect_buckets is for those of the data. Leave them out."
     )
   if settings.reference.mode == "cached":
     raise UserError(

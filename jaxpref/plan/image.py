@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxpref import config, sharding
+from jaxpref.data.aspect import aspect_shapes
 from jaxpref.data.image_steps import (
   check_room,
   image_batch_shapes,
@@ -49,6 +51,7 @@ _SAMPLED = (
   "A latent is a prompt's, of which two images are sampled. A model that rates "
   "them is not counted.",
 )
+_SHAPES = "Of the shapes of images it is the largest; each is compiled."
 _RATE = find_reward(config.Score(rater="red")).rate  # in place of any
 _FACTOR = 8  # pixels to a latent, of SDXL's autoencoder
 # libtpu unrolls each product and convolution over its tile. A UNet's step has
@@ -123,6 +126,7 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
       "prompts a step.",
       f"Reference: {settings.reference.mode}. Compute: {model.dtype}.",
       f"Images and captions are encoded {settings.data.encode} training.",
+      *([_SHAPES] if settings.data.aspect_buckets > 1 else ()),
       *(_SAMPLED if vae else ()),
       *([_TOLD] if options else ()),
     ),
@@ -227,9 +231,10 @@ def _pixels(
   encoders: Mapping[str, Definition],
   latent: tuple[int, ...],
 ) -> PixelBatch:
+  factor = encoders["vae"].config.factor
   return pixel_batch_shapes(
     shape,
-    side=latent[0] * encoders["vae"].config.factor,
+    size=(latent[0] * factor, latent[1] * factor),
     tokens={
       name: encoders[name].config.max_position_embeddings
       for name in ENCODERS
@@ -255,11 +260,14 @@ def _decoder(
 def _latent(
   settings: config.Config, definition: Definition
 ) -> tuple[int, int, int]:
-  shape = definition.config
+  """Of the shape that has the most pixels."""
+  shape, data = definition.config, settings.data
   path = settings.model.path
   factor = read_part(f"{path}/vae").factor if path else _FACTOR
-  side = settings.data.resolution // factor or shape.sample_size or 64
-  return side, side, shape.in_channels
+  side = data.resolution // factor or shape.sample_size or 64
+  sizes = aspect_shapes(factor * side, data.aspect_buckets, factor)
+  rows, columns = max(sizes, key=math.prod)
+  return rows // factor, columns // factor, shape.in_channels
 
 
 def _pooled(shape: UNetConfig) -> int:

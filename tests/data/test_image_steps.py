@@ -9,7 +9,7 @@ from jaxpref.data.image_steps import (
   image_batch_shapes,
   pixel_batch_shapes,
 )
-from jaxpref.data.images import Latent, PreparedImages, Text, fit_square
+from jaxpref.data.images import Latent, PreparedImages, Text
 from jaxpref.data.order import one_source
 from jaxpref.data.pixels import Fitted, Ids, PreparedPixels
 from jaxpref.errors import UserError
@@ -27,6 +27,21 @@ class _Images(PreparedImages):
   def text(self, i):
     number = -1.0 if i == -1 else float(self.prompt(i)[0])
     return Text(np.full((3, 5), number, np.float32), np.full(2, number, "f4"))
+
+
+class _Shaped(_Images):
+  """Of each prompt in turn tall and wide ones."""
+
+  @property
+  def bucket(self):
+    return np.arange(len(self)) % 2
+
+  def image(self, j, *, mirrored=False):
+    found = super().image(j, mirrored=mirrored)
+    example = np.searchsorted(self.first_response, j, side="right") - 1
+    sides = (3, 2, 4) if example % 2 == 0 else (2, 3, 4)
+    mean = np.broadcast_to(found.mean[:1, :1], sides)
+    return Latent(mean, mean / 10.0, found.sizes)
 
 
 class _Pixels(PreparedPixels):
@@ -123,8 +138,31 @@ def test_pixels_stand_where_latents_do(folder, images):
   )
   tokens = {"text_encoder": 7}
   assert shapes == pixel_batch_shapes(
-    pixels.shape, side=4, tokens=tokens, cached=False
+    pixels.shape, size=(4, 4), tokens=tokens, cached=False
   )
+
+
+def test_a_step_holds_one_shape(folder):
+  """Every image once an epoch; what a shape lacks to a batch is left empty."""
+  shaped = _Shaped(folder, shapes=((30, 20), (20, 30)))
+  for order in (None, one_source(5, seed=3, bucket=shaped.bucket)):
+    steps = _steps(shaped, order=order, batch_size=2, num_steps=6)
+    assert steps.steps_per_epoch == 3  # two and one of the one, two
+    micros = set()
+    for epoch in range(2):
+      seen = []
+      for number in range(3 * epoch, 3 * epoch + 3):
+        batch = steps[number]
+        rows, columns = steps.image_shape(number)
+        micros.add(batch.mean.shape[:2])
+        assert batch.mean.shape[2:] == (rows // 10, columns // 10, 4)
+        assert np.isfinite(batch.mean).all()
+        weights = batch.slots.valid
+        seen += batch.mean[..., 0, 0, 0][weights].astype(int).tolist()
+        assert steps.amounts(batch)["images"] == steps.images(number)
+        assert weights.sum() == steps.images(number)
+      assert sorted(seen) == list(range(13))
+    assert len(micros) == 1  # so each shape is one program
 
 
 def test_padding_is_a_copy_of_a_real_image(images):
@@ -198,35 +236,3 @@ def test_draws_count_the_epochs(images):
 def test_too_many_images_for_a_step(images):
   with pytest.raises(UserError, match="A prompt has 4 images"):
     _steps(images, devices=1)
-
-
-@pytest.mark.parametrize(("width", "left"), [(8, 0), (20, 6), (21, 7)])
-def test_a_mirrored_image_is_the_same_cut(width, left):
-  """Left and right exchanged; the model is told where it begins then."""
-  pixels = np.random.default_rng(0).integers(0, 256, (8, width, 3), np.uint8)
-  cut, sizes = fit_square(pixels, 8)
-  mirrored, told = fit_square(pixels, 8, mirrored=True)
-  np.testing.assert_array_equal(mirrored, cut[:, ::-1])
-  assert (mirrored != cut).any()
-  np.testing.assert_array_equal(told, [8, width, 0, left, 8, 8])
-  np.testing.assert_array_equal(pixels[:, ::-1][:, left : left + 8], mirrored)
-  np.testing.assert_array_equal(sizes[[0, 1, 2, 4, 5]], told[[0, 1, 2, 4, 5]])
-
-
-@pytest.mark.parametrize(
-  ("size", "told"),
-  [
-    ((8, 8), [8, 8, 0, 0, 8, 8]),
-    ((16, 8), [16, 8, 4, 0, 8, 8]),
-    ((8, 20), [8, 20, 0, 6, 8, 8]),
-    ((4, 6), [4, 6, 0, 2, 8, 8]),
-  ],
-)
-def test_the_middle_of_an_image_and_what_the_model_is_told(size, told):
-  pixels = np.zeros((*size, 3), np.uint8)
-  pixels[:, size[1] // 2 :] = 255
-  cut, sizes = fit_square(pixels, 8)
-  assert cut.shape == (8, 8, 3)
-  np.testing.assert_array_equal(sizes, told)
-  assert cut[:, :2].max() == 0
-  assert cut[:, -2:].min() == 255

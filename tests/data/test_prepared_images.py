@@ -13,7 +13,8 @@ import pytest
 
 from jaxpref import config
 from jaxpref.data import numbered
-from jaxpref.data.images import fit_square, prepare_images
+from jaxpref.data.aspect import fit
+from jaxpref.data.images import prepare_images
 from jaxpref.data.pixels import prepare_pixels
 from jaxpref.errors import UserError
 from jaxpref.models.build import bind
@@ -75,7 +76,7 @@ def test_they_are_what_the_models_make_of_them(prepare, model, parts, data):
   names = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 0]
   for j, name in enumerate(names):
     with Image.open(f"{data.path.rpartition('/')[0]}/{name}.png") as image:
-      cut, sizes = fit_square(np.asarray(image), 16)
+      cut, sizes = fit(np.asarray(image), (16, 16))
     moments = encode(jnp.asarray(cut[None] / 127.5 - 1.0, jnp.float32))
     latent = found.image(j)
     scaled = autoencoder.scale(moments.mean)[0]
@@ -126,7 +127,7 @@ def test_mirrored_latents_are_added_where_they_are_asked_for(
   )
   autoencoder = bind(model.definitions["vae"], parts["vae"])
   with Image.open(f"{data.path.rpartition('/')[0]}/1.png") as image:
-    cut, _ = fit_square(np.asarray(image), 16)
+    cut, _ = fit(np.asarray(image), (16, 16))
   mirror = jnp.asarray(cut[None, :, ::-1] / 127.5 - 1.0, jnp.float32)
   moments = jax.jit(autoencoder.encode)(mirror)
   mean = found.image(1, mirrored=True).mean
@@ -149,7 +150,7 @@ def test_pixels_and_ids(prepare, model, data):
   cuts = []
   for name in names:
     with Image.open(f"{folder}/{name}.png") as image:
-      cuts.append(fit_square(np.asarray(image), 16))
+      cuts.append(fit(np.asarray(image), (16, 16)))
   for j, (cut, sizes) in enumerate(cuts):
     shown = found.image(j)
     np.testing.assert_array_equal(shown.pixels, cut)
