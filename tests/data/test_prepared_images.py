@@ -59,7 +59,7 @@ def prepare(data, model, tmp_path, monkeypatch):
 
   def call(say=lambda text: None, how=prepare_images, **changed):
     settings = dataclasses.replace(data, **changed)
-    return how(settings, data.path, model, say, tmp_path / "cache")
+    return how(settings, settings.path, model, say, tmp_path / "cache")
 
   return call
 
@@ -190,3 +190,87 @@ def test_too_many_broken_images(prepare, data):
   object.__setattr__(data, "max_rejected", 0.0)
   with pytest.raises(UserError, match=r"pairs\.jsonl:1: .*broken\.png"):
     prepare()
+
+
+@pytest.fixture
+def mixed(tmp_path):
+  """Tall, square and wide images, some of which two prompts share."""
+  rng = np.random.default_rng(1)
+  sizes = [(40, 20), (48, 20), (16, 16), (20, 20), (18, 40), (20, 44)]
+  for name, size in enumerate(sizes):
+    pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"m{name}.png")
+  # 2.4:1 beside 1:1 is 1.55:1 in the mean, nearer to 22:12 than to 1:1.
+  groups = [(0, 1), (2, 3), (4, 5), (1, 2), (0, 4), (3, 5, 4), (2, 3, 2)]
+  rows = [
+    {
+      "prompt": f"row {i}",
+      "responses": [{"content": {"image": f"m{k}.png"}} for k in group],
+      "comparisons": [{"better": 0, "worse": 1}],
+    }
+    for i, group in enumerate(groups)
+  ]
+  path = tmp_path / "mixed.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return {"path": str(path), "aspect_buckets": 3}, groups
+
+
+def test_images_are_cut_to_their_prompt_s_shape(
+  prepare, mixed, model, parts, tmp_path
+):
+  """One image, where two prompts have it, to two shapes."""
+  given, groups = mixed
+  said = []
+  found = prepare(said.append, **given, flip=0.5)
+  assert found.shapes == ((22, 12), (16, 16), (12, 22))
+  assert found.bucket.tolist() == [0, 1, 2, 0, 1, 2, 1]
+  told = "images: 2 of 22 x 12, 3 of 16 x 16, 2 of 12 x 22."
+  assert found.summary().endswith(told)
+  # By image and shape; four to a file.
+  cuts = [[0, 0], [0, 1], [1, 0], [2, 0], [2, 1], [3, 1], [3, 2], [4, 1]]
+  assert found.cuts.tolist() == [*cuts, [4, 2], [5, 2]]
+  assert said[-1] == "Encoded 10 of 10 images."
+  pixels = prepare(how=prepare_pixels, **given)
+  assert pixels.fingerprint == found.fingerprint
+  autoencoder = bind(model.definitions["vae"], parts["vae"])
+  encode = jax.jit(autoencoder.encode)
+  names = [name for group in groups for name in group]
+  owner = np.repeat(np.arange(len(groups)), [len(each) for each in groups])
+  for j, (name, i) in enumerate(zip(names, owner, strict=True)):
+    shape = found.shapes[found.bucket[i]]
+    with Image.open(tmp_path / f"m{name}.png") as image:
+      for mirrored in (False, True):
+        cut, sizes = fit(np.asarray(image), shape, mirrored=mirrored)
+        latent = found.image(j, mirrored=mirrored)
+        shown = pixels.image(j, mirrored=mirrored)
+        np.testing.assert_array_equal(shown.pixels, cut)
+        np.testing.assert_array_equal(shown.sizes, sizes)
+        np.testing.assert_array_equal(latent.sizes, sizes)
+        moments = encode(jnp.asarray(cut[None] / 127.5 - 1.0, jnp.float32))
+        scaled = autoencoder.scale(moments.mean)[0]
+        assert latent.mean.shape == (shape[0] // 2, shape[1] // 2, 4)
+        np.testing.assert_allclose(latent.mean, scaled, atol=1e-5)
+  # Of any choice of examples it is the same.
+  some = found.select([5, 0])
+  assert some.bucket.tolist() == [2, 0]
+  for j, whole in enumerate([10, 11, 12, 0, 1]):
+    np.testing.assert_array_equal(some.image(j).mean, found.image(whole).mean)
+
+
+def test_one_shape_is_cached_as_ever(prepare, mixed):
+  """Whether or not another number was asked for before."""
+  given, _ = mixed
+  square = prepare(**given | {"aspect_buckets": 1})
+  assert square.cuts.tolist() == [[k, 0] for k in range(6)]
+  several = prepare(**given)
+  assert len({square.encoded, several.encoded, square.folder}) == 3
+  assert several.folder != square.folder  # which knows no sizes, if it is old
+  (square.folder / "sizes.json").unlink()
+  said = []
+  again = prepare(said.append, **given | {"aspect_buckets": 1})
+  assert not said
+  assert again.encoded == square.encoded
+  assert again.image(0).mean.shape == (8, 8, 4)
+  others = prepare(said.append, **given | {"aspect_buckets": 5})
+  assert said[-1].startswith("Encoded")
+  assert others.encoded != several.encoded
