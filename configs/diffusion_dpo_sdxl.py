@@ -14,9 +14,11 @@ jpg_0, jpg_1, label_0, label_1) or another format of images that README.md
 lists. Images and captions are encoded once, before training, or as it goes by
 --config.data.encode=during; ties are left out. The authors' code mirrors half
 of the images it draws, each by itself: --config.data.flip=0.5 mirrors both of a
-pair, or none. The loss begins at ln 2 = 0.6931 and hardly falls: what to look
-at are `rewards/accuracies` and the images of runs/diffusion_dpo/samples, which
-are of the same noise before and after.
+pair, or none. It also cuts a square out of every image;
+--config.data.aspect_buckets=9 keeps more of those that are tall or wide. The
+loss begins at ln 2 = 0.6931 and hardly falls: what to look at are
+`rewards/accuracies` and the images of runs/diffusion_dpo/samples, which are of
+the same noise before and after.
 
 The paper trains 2,000 steps of 2,048 pairs and reports that 70 % of people
 prefer the result to SDXL on PartiPrompts. Its learning rate of (2000 / beta)

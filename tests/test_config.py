@@ -147,6 +147,7 @@ def test_configs_cannot_be_changed():
       r"data\.sources names the data, and config\.data\.path",
     ),
     ({"data": {"encode": "later"}}, "'later'; choose one of before, during"),
+    ({"data": {"aspect_buckets": 0}}, r"aspect_buckets is 0; .* at least 1"),
     ({"data": {"flip": 1.5}}, r"data\.flip is 1\.5; .* and at most 1"),
     (
       {"data": {"truncate": "cut"}},

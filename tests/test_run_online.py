@@ -118,6 +118,7 @@ def test_eight_devices_do_as_one(build, tmp_path):
     ({"diffusion": {"inversion_steps": 5}}, "inversion_steps is 5"),
     ({"data": {"flip": 0.5}}, "is for those of the data"),
     ({"data": {"encode": "during"}}, "is for those of the data"),
+    ({"data": {"aspect_buckets": 3}}, "is for those of the data"),
     ({"sample": {"negative_prompt": "blur"}}, "without guidance, of which"),
     ({"sample": {"height": 32}}, "samples images of 16 pixels a side"),
     ({"reference": {"mode": "none"}}, "compares with a reference"),

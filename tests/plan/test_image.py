@@ -57,6 +57,20 @@ def test_a_step_on_eight_devices(build):
   assert measured.memory.activations > 0
 
 
+def test_the_largest_of_several_shapes(build):
+  """At 128 pixels six shapes are 184 × 88, 160 × 104, 136 × 120 and turned."""
+  data = {"resolution": 128, "aspect_buckets": 6, "batch_size": 1}
+  mesh = sharding.make_mesh(1, 1, 1)
+  stored = image_job(build(data=data), mesh)
+  assert stored.batch.mean.shape == (1, 2, 20, 13, 4)
+  assert "1 x 2 latents of 20 x 13, 2 of a prompt" in stored.assumes[0]
+  assert "the largest; each is compiled" in stored.assumes[-1]
+  pixels = image_job(build(data=data | {"encode": "during"}), mesh)
+  assert pixels.batch.pixels.shape == (1, 2, 160, 104, 3)
+  with pytest.raises(UserError, match=r"aspect_buckets is 40, .* Set it to"):
+    image_job(build(data=data | {"aspect_buckets": 40}), mesh)
+
+
 def test_a_step_from_pixels(build, sd_folder):
   """The encoders are counted, in float32."""
   mesh = sharding.make_mesh(1, 1, 1)
