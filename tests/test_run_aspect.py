@@ -63,7 +63,7 @@ def pictures(tmp_path_factory):
 def build(pictures, tiny_images):
   """build(data={...}, ...) -> the config of two epochs of six steps.
 
-  Eleven rows are left: 5 tall, of which one has four images, 2 and 4.
+  Losses of pairs take ten of the rows: 5 tall, 1 square and 4 wide.
   """
   data = {"aspect_buckets": 3, "batch_size": 2, "max_rejected": 0.1}
   data |= {"rows_per_device": 6}
@@ -82,33 +82,47 @@ def test_from_caches_and_from_pixels_are_the_same(build, tmp_path, monkeypatch):
   monkeypatch.setattr(run_module, "make_step", spied)
   for encode in ("before", "during"):
     settings = build(
-      data={"encode": encode, "flip": 0.5, "eval_holdout": 3, "batch_size": 1},
-      diffusion={"drop_caption": 0.3, "share_noise": False},
-      sample={"num_prompts": 1, "steps": 1, "guidance": 1.0},
+      data={"encode": encode, "flip": 0.5},
+      diffusion={"drop_caption": 0.3},
     )
     assert run(settings, tmp_path / encode)
   assert [step._cache_size() for step in steps] == [3, 3]
   cached, pixels = (read_metrics(tmp_path / x) for x in ("before", "during"))
-  assert len(cached) == len(pixels) == 13
-  told = ("loss", "grad_norm", "rewards/margins", "eval/loss", "eval/error")
+  assert len(cached) == len(pixels) == 12
   for one, other in zip(cached, pixels, strict=True):
-    one, other = (
-      {name: each[name] for name in told if name in each}
-      for each in (one, other)
-    )
-    assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
-  assert cached[1]["loss"] == pytest.approx(math.log(2.0), abs=1e-7)
-  folder = tmp_path / "before" / "samples"
-  with Image.open(folder / "step_000012" / "00000.png") as image:
-    assert image.size == (16, 16)
+    for name in ("loss", "grad_norm", "rewards/margins", "error"):
+      assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-5)
+  assert cached[0]["loss"] == pytest.approx(math.log(2.0), abs=1e-7)
 
 
 def test_killed_and_run_again_it_ends_with_the_same_bits(
   build, tmp_path, run_killed
 ):
-  """With errors cached for a bank of noise, which are of each shape too."""
+  settings = build(
+    data={"flip": 0.5},
+    diffusion={"drop_caption": 0.3},
+    train={"checkpoint_every": 2},
+  )
+  assert run(settings, tmp_path / "whole")
+  run_killed(settings, tmp_path / "killed", step=5)
+  assert run(settings, tmp_path / "killed")
+  one, other = (_losses(tmp_path / name) for name in ("whole", "killed"))
+  assert one == other
+  assert len(one) == 12
+  with pytest.raises(UserError, match="aspect_buckets was 3 and is 1"):
+    run(build(data={"aspect_buckets": 1}), tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_errors_cached_for_a_bank_of_noise(build, tmp_path, run_killed):
+  """Of each shape; with held-out examples, and a sample before and after."""
   diffusion = {"drop_caption": 0.3, "noise_bank": 1}
-  settings = build(train={"checkpoint_every": 2}, diffusion=diffusion)
+  given = {
+    "data": {"eval_holdout": 3, "batch_size": 1},
+    "sample": {"num_prompts": 1, "steps": 1, "guidance": 1.0},
+    "diffusion": diffusion,
+  }
+  settings = build(**given, train={"checkpoint_every": 2})
   assert run(settings, tmp_path / "whole")
   run_killed(settings, tmp_path / "killed", step=5)
   assert run(settings, tmp_path / "killed")
@@ -117,15 +131,17 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(
   assert len(one) == 12
   # beta · 1e-6, what an error of about 1 is off in another program.
   assert abs(one[0] - math.log(2.0)) < 500.0 * 1e-6
-  live = build(reference={"mode": "live"}, diffusion=diffusion)
-  assert run(live, tmp_path / "live")
+  assert run(build(reference={"mode": "live"}, **given), tmp_path / "live")
   np.testing.assert_allclose(_losses(tmp_path / "live"), one, atol=500.0 * 1e-6)
-  with pytest.raises(UserError, match="aspect_buckets was 3 and is 1"):
-    run(
-      build(data={"aspect_buckets": 1}, diffusion=diffusion), tmp_path / "live"
-    )
+  first, *_, last = read_metrics(tmp_path / "whole")
+  assert abs(first["eval/loss"] - math.log(2.0)) < 500.0 * 1e-6
+  assert last["eval/loss"] < first["eval/loss"]
+  folder = tmp_path / "whole" / "samples"
+  with Image.open(folder / "step_000012" / "00000.png") as image:
+    assert image.size == (16, 16)
 
 
+@pytest.mark.slow
 def test_eight_devices_do_as_one(build, tmp_path):
   for name, mesh, rows in (
     ("one", {"fsdp": 1}, 8),
@@ -139,6 +155,7 @@ def test_eight_devices_do_as_one(build, tmp_path):
   np.testing.assert_allclose(one, eight, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_lists_of_several_shapes(build, tmp_path):
   settings = build(
     loss={"name": "plackett_luce"},
