@@ -8,13 +8,15 @@ changed by a tenth has no gradient any more.
 
   python -m jaxpref.launch --config=configs/pso_sdxl.py \\
     --workdir=runs/pso --config.model.path=FOLDER \\
-    --config.data.path=FILES --config.sample.prompts=PROMPTS \\
+    --config.data.path=PROMPTS --config.sample.prompts=SHOWN \\
     --config.score.models.pickscore=PICKSCORE
 
 FOLDER is SDXL-Turbo as diffusers saves it, whose scheduler is Euler ancestral
-with trailing timesteps. FILES are images with captions in a format that
-README.md lists; only the captions are used (the authors take 4,000 of
-Pick-a-Pic), though the images are encoded once, before training.
+with trailing timesteps. PROMPTS is a text file with a prompt a line, or JSON or
+Parquet with a column `prompt` or `caption`, as the authors' list of 4,000
+captions of Pick-a-Pic; or images in any format that README.md lists, of which
+only the captions are read. SHOWN is a text file of those to sample before and
+after.
 
 PICKSCORE is the folder of PickScore_v1, on which the authors train too; any
 other that jaxpref/models/sdxl/clip_folder.py reads rates as well, and in its

@@ -13,6 +13,7 @@ from jaxpref.data.aspect import Size
 from jaxpref.data.image_steps import ImageSteps
 from jaxpref.data.images import PreparedImages, prepare_images, resolution
 from jaxpref.data.pixels import PreparedPixels, prepare_pixels
+from jaxpref.data.prompts import prepare_prompts
 from jaxpref.errors import UserError
 from jaxpref.fit.encoding import encoded_first, make_encode, score_encoded
 from jaxpref.fit.examples import order_examples, read_examples
@@ -76,6 +77,8 @@ def image_task(
   _check_noise(settings.diffusion, encoder)
   prepare = prepare_pixels if _encodes(settings) else prepare_images
   online = is_online(find_loss(settings.loss))
+  if online:
+    prepare = prepare_prompts
   sampler = noisy_sampler(settings, encoder.scheduler) if online else None
   reward = find_reward(settings.score) if online else None
   train, test = read_examples(

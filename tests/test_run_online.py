@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 from PIL import Image
+import pyarrow as pa
+from pyarrow import parquet
 import pytest
 import safetensors.numpy
 
@@ -80,6 +82,29 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(
   ]
   for key, value in files[0].items():
     np.testing.assert_array_equal(value, files[1][key])
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "list.json", "a.parquet"])
+def test_prompts_alone_train_as_those_of_images(build, tmp_path, name):
+  """Bit for bit; and of data with images no latent is stored."""
+  prompts = [f"picture number {i}" for i in range(6)]
+  file = tmp_path / name
+  if name.endswith(".txt"):
+    file.write_text("".join(f"{each}\n\n" for each in prompts))
+  elif name.endswith(".json"):  # as the paper's list of captions
+    rows = [{"caption": x, "trainset_idx": i} for i, x in enumerate(prompts)]
+    file.write_text(json.dumps(rows))
+  else:
+    parquet.write_table(pa.table({"prompt": prompts}), file)
+  for run_name, given in (("with", {}), ("alone", {"path": str(file)})):
+    settings = build(data={**given, "eval_holdout": 2}, train={"steps": 2})
+    assert run(settings, tmp_path / run_name)
+  one, other = (_logged(tmp_path / name) for name in ("with", "alone"))
+  for key in ("loss", "grad_norm", "reward/mean"):
+    assert [x[key] for x in one] == [x[key] for x in other]
+  assert one[-1]["eval/reward/mean"] == other[-1]["eval/reward/mean"]
+  stored = (tmp_path / "cache" / "prepared" / "encoded").glob("*/*")
+  assert {each.name for each in stored} == {"captions-000000.array_record"}
 
 
 def test_what_samples_and_rates_is_part_of_the_run(build, tmp_path):

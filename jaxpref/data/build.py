@@ -105,6 +105,8 @@ def records(
   name: str,
   tally: "Tally",
   tell: Callable[[Refusal], None],
+  *,
+  prompts: bool = False,
 ) -> Iterator[Record]:
   """The records of the files, in order; rows that belong together are one.
 
@@ -113,25 +115,28 @@ def records(
     name: of their format, one of `formats.FORMATS`, or 'auto'.
     tally: what becomes of the rows is added to it.
     tell: is called with each row that is refused, and why.
+    prompts: whether prompts will do, without answers.
   """
 
   def refuse(refusal: Refusal) -> None:
     tally.refused[refusal.kind] += 1
     tell(refusal)
 
-  return _joined(_records(files, name, tally, refuse))
+  detect = functools.partial(formats.detect, prompts=prompts)
+  find = detect if name == "auto" else lambda values: name
+  return _joined(_records(files, find, tally, refuse))
 
 
 def _records(
   files: Sequence[read.Source],
-  name: str,
+  find: Callable[[Mapping[str, Any]], str],
   tally: "Tally",
   refuse: Callable[[Refusal], None],
 ) -> Iterator[tuple[Record, bool]]:
   """The records of the rows, and whether rows after it may belong to it."""
   for row in read.read_rows(files):
     tally.rows += 1
-    found = _parse(row, name, tally)
+    found = _parse(row, find, tally)
     if isinstance(found, Refusal):
       refuse(found)
     else:
@@ -154,12 +159,14 @@ def _joined(records: Iterator[tuple[Record, bool]]) -> Iterator[Record]:
 
 
 def _parse(
-  row: read.Row | Refusal, name: str, tally: "Tally"
+  row: read.Row | Refusal,
+  find: Callable[[Mapping[str, Any]], str],
+  tally: "Tally",
 ) -> list[tuple[Record, bool]] | Refusal:
   if isinstance(row, Refusal):
     return row
   try:
-    name = formats.detect(row.values) if name == "auto" else name
+    name = find(row.values)
     tally.formats[name] += 1
     joins = formats.FORMATS[name].joins
     return [(record, joins) for record in formats.to_records(row, name)]

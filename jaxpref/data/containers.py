@@ -1,4 +1,4 @@
-"""The rows of files: JSON lines and lists, CSV, Parquet, Arrow, ArrayRecord.
+"""The rows of files: JSON, CSV, Parquet, Arrow, ArrayRecord, prompts by line.
 
 A row that cannot be read is a `Refusal` among the rows, never an exception;
 what else goes wrong is a `Damaged` file.
@@ -53,6 +53,18 @@ Rows = Iterator[Row | Refusal]
 def _jsonl(file: Source) -> Rows:
   with file.open() as lines:
     yield from _parse_lines(file.name, lines)
+
+
+def read_text(file: Source) -> Rows:
+  """A prompt a line; lines with nothing on them are passed over."""
+  with file.open() as source:
+    # What is no UTF-8 is told by its row, by what takes its place.
+    lines = io.TextIOWrapper(source, "utf-8-sig", errors="surrogateescape")
+    for number, line in enumerate(lines, 1):
+      if _LOST.search(line):
+        yield Refusal(file.name, number, "not UTF-8", "not UTF-8")
+      elif line.strip():
+        yield Row(file.name, number, {"prompt": line.removesuffix("\n")})
 
 
 def _gzip(file: Source) -> Rows:
@@ -297,6 +309,7 @@ READERS: dict[str, Callable[[Source], Rows]] = {
   ".jsonl.zst": _zstd,
   ".json": _json,
   ".csv": _csv,
+  ".txt": read_text,
   ".parquet": _of_batches(_parquet),
   ".arrow": _of_batches(_arrow),
   ".array_record": _array_record,

@@ -5,20 +5,21 @@ caption and a response the number of its image. So pairing, curricula, holdout
 and order are those of text. Equal captions and equal images are stored once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Int
 import numpy as np
 
 from jaxpref import config
-from jaxpref.data import formats, read, view
+from jaxpref.data import formats, view
 from jaxpref.data.aspect import Size, nearest_shapes
 from jaxpref.data.build import Table, Tally, records
 from jaxpref.data.cache import MANIFEST, REJECTED, Prepared
@@ -26,14 +27,43 @@ from jaxpref.data.columns import Refused
 from jaxpref.data.pictured import pictured
 from jaxpref.data.pictures import digest
 from jaxpref.data.prepared import check_refusals, find_folder
-from jaxpref.data.read import Refusal
+from jaxpref.data.read import Refusal, Source
 from jaxpref.data.text import Tokens
 from jaxpref.errors import UserError
-from jaxpref.types import Image, Response, Video
+from jaxpref.types import Image, Record, Response, Video
 
 RULES_VERSION = 2  # of reading, resizing and encoding; part of the keys
 _LISTED = "listed.json"  # the captions, and a digest of each image, by number
 _SIZES = "sizes.json"  # rows and columns of each image, by number
+
+
+class Shown(NamedTuple):
+  """An image of a response."""
+
+  digest: str
+  size: Size
+
+
+Read = Callable[
+  [Sequence[Source], str, Tally, Callable[[Refusal], None]],
+  Iterator[tuple[Record, list[list[Shown]]]],
+]
+"""As `pictured`, but for what each response shows."""
+
+
+def read_shown(
+  files: Sequence[Source],
+  name: str,
+  tally: Tally,
+  refuse: Callable[[Refusal], None],
+) -> Iterator[tuple[Record, list[list[Shown]]]]:
+  """Decodes every image once, so that the index names none that cannot be."""
+  for record, pixels in pictured(files, name, tally, refuse):
+    shown = [
+      [Shown(digest(_image(response)), each.shape[:2])]
+      for response, each in zip(record.responses, pixels, strict=True)
+    ]
+    yield record, shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,8 +173,10 @@ class IndexedImages(Prepared):
 def find_index(
   data: config.Data,
   path: str,
-  files: Sequence[read.Source],
+  files: Sequence[Source],
   root: pathlib.Path,
+  kind: str = "images",
+  read: Read = read_shown,
 ) -> IndexedImages:
   """The examples of the files, read now or found in the cache.
 
@@ -153,19 +185,23 @@ def find_index(
     path: of the files, for messages.
     files: see `read.source_files`.
     root: where preparations are.
+    kind: what `read` makes of the files.
+    read: them.
 
   Raises UserError for more refused rows than data.max_rejected, or nothing
   left to use.
   """
   depends = {
-    "images": RULES_VERSION,
+    kind: RULES_VERSION,
     "files": {file.name: file.digest() for file in files},
     "format": data.format,
     # Older ones know no sizes.
     **({"sizes": True} if data.aspect_buckets > 1 else {}),
   }
   folder = find_folder(
-    depends, lambda folder: write_index(folder, files, data, depends), root
+    depends,
+    lambda folder: write_index(folder, files, data, depends, read),
+    root,
   )
   index = IndexedImages(folder)
   check_refusals(index, data, path)
@@ -176,11 +212,12 @@ def find_index(
 
 def write_index(
   folder: pathlib.Path,
-  files: Sequence[read.Source],
+  files: Sequence[Source],
   data: config.Data,
   depends: Mapping[str, Any],
+  read: Read = read_shown,
 ) -> None:
-  """Decodes every image once, so that the index names none that cannot be."""
+  """The folder of an index; arguments as of `find_index`."""
   names = {file.name: number for number, file in enumerate(files)}
   tally, table = Tally(), Table(folder, names)
   captions, images = _Numbers(), _Numbers()
@@ -191,15 +228,15 @@ def write_index(
       def refuse(refusal: Refusal) -> None:
         rejected.write(json.dumps(refusal._asdict()) + "\n")
 
-      for record, pixels in pictured(files, data.format, tally, refuse):
+      for record, shown in read(files, data.format, tally, refuse):
         if not isinstance(record.prompt, str):
           told = "an image shows one text, and no turns"
           tally.refuse(record, "prompt is not a text", told, refuse)
           continue
-        shown = [images[digest(_image(each))] for each in record.responses]
-        sizes |= zip(shown, (each.shape[:2] for each in pixels), strict=True)
-        caption = captions[record.prompt]
-        table.append(record, Tokens([caption], [[each] for each in shown]))
+        for each in itertools.chain.from_iterable(shown):
+          sizes[images[each.digest]] = each.size
+        seen = [[images[each.digest] for each in one] for one in shown]
+        table.append(record, Tokens([captions[record.prompt]], seen))
     fingerprint, counts = table.close()
   finally:
     table.abandon()
@@ -222,7 +259,7 @@ def write_index(
 
 
 def read_images(
-  files: Sequence[read.Source], name: str, listed: Sequence[str]
+  files: Sequence[Source], name: str, listed: Sequence[str]
 ) -> Iterator[Image]:
   """The images with these digests, in their order, which is an index's.
 

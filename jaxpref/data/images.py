@@ -116,7 +116,9 @@ def prepare_images(
   index = find_index(data, path, files, root)
   folder = root / "encoded" / encoding_key(index, model, shapes)
   found = PreparedImages(index.folder, shapes=shapes, encoded=folder)
-  numbered.fill(functools.partial(_encode, found, files, data, model, say))
+  numbered.fill(
+    functools.partial(encode_missing, found, files, data, model, say)
+  )
   return found
 
 
@@ -142,10 +144,11 @@ def resolution(data: config.Data, model: ImageModel) -> int:
 def encoding_key(
   index: IndexedImages, model: ImageModel, shapes: Sequence[Size]
 ) -> str:
-  """A digest of all that latents and texts depend on."""
+  """A digest of all that latents and texts depend on; no shapes: texts alone."""
   weights = {
     name: folder_digest(str(model.pipeline.folder / name), "config.json")
     for name in encoders(model.definitions)
+    if shapes or name != "vae"
   }
   size = {"side": shapes[0][0]} if len(shapes) == 1 else {"shapes": shapes}
   key = {"rules": RULES_VERSION, **index.contents, **size, "model": weights}
@@ -157,7 +160,7 @@ def encoded_fingerprint(examples: str, key: str) -> str:
   return hashlib.sha256(json.dumps([examples, key]).encode()).hexdigest()
 
 
-def _encode(
+def encode_missing(
   data: PreparedImages,
   files: Sequence[read.Source],
   settings: config.Data,

@@ -13,13 +13,14 @@ __all__ = ["READERS", "Refusal", "Row", "Source", "read_rows", "source_files"]
 READERS = {**containers.READERS, ".tar": tars.read_tar}
 """By what the names of files end with."""
 
-# In a folder .json files mostly describe the data; a path may still name one.
-SUFFIXES = tuple(end for end in READERS if end != ".json")
+# In a folder such files mostly describe the data; a path may still name one.
+_NAMED = (".json", ".txt")
+SUFFIXES = tuple(end for end in READERS if end not in _NAMED)
 
 
 def source_files(path: str | pathlib.Path) -> list[Source]:
   """The data files that `path` stands for; see `source.source_files`."""
-  named = str(path).lower().endswith(".json")
+  named = str(path).lower().endswith(_NAMED)
   return source.source_files(path, tuple(READERS) if named else SUFFIXES)
 
 

@@ -76,10 +76,10 @@ def usable_examples(
 def kept_responses(data: Prepared, loss: Loss) -> np.ndarray:
   """Which responses the loss looks at; the others are not computed.
 
-  A loss of sampled images looks at none, and one stands for its prompt.
+  A loss of sampled images has one a prompt, for those to come.
   """
   if is_online(loss):
-    return np.isin(np.arange(data.first_response[-1]), data.first_response)
+    return np.ones(len(data.response_lengths), bool)
   if compares(loss):
     return data.compared
   if ranks(loss):

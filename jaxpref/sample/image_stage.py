@@ -11,8 +11,8 @@ from jaxpref.errors import UserError
 from jaxpref.files import replacing
 from jaxpref.hosts import say
 from jaxpref.models.sdxl.image_model import (
-  ImageModel,
   open_image_model,
+  tell_of_cuts,
   tokenize,
 )
 from jaxpref.sample.album import Album, read_starts
@@ -43,7 +43,8 @@ def sample_images(
   recipe = make_recipe(model, sample, image)
   told = _told(settings, recipe.height, recipe.width, model.takes_rating)
   album = Album(workdir / "samples", prompts, told)
-  _tell_of_cuts(tokenize(model, prompts)[1], model)
+  if told_of_cuts := tell_of_cuts(tokenize(model, prompts)[1], model):
+    say(told_of_cuts)
   with jax.set_mesh(mesh):
     rows = sharding.shards("batch")
     batches = [
@@ -104,16 +105,6 @@ def _told(
   if sample.image:
     told |= {"start": sample.image, "strength": sample.strength}
   return told
-
-
-def _tell_of_cuts(count: int, model: ImageModel) -> None:
-  if count:
-    encoder = model.definitions[next(iter(model.tokenizers))].config
-    say(
-      f"Warning: {count} of the prompts are longer than the "
-      f"{encoder.max_position_embeddings} tokens that the model reads; the "
-      "rest of them is cut off."
-    )
 
 
 def write_config(settings: config.Config, workdir: pathlib.Path) -> None:

@@ -4,6 +4,8 @@ import json
 import pathlib
 from typing import Any
 
+from jaxpref.data.containers import Refusal, read_text
+from jaxpref.data.source import Source
 from jaxpref.errors import UserError
 
 
@@ -17,26 +19,21 @@ def read_prompts(path: pathlib.Path) -> list[Any]:
       f"config.sample.prompts: there is no file {path}. Give a text file with "
       "a prompt a line, or a .jsonl file with `prompt` in each row."
     )
-  try:
-    # Not splitlines, which ends lines inside of texts too.
-    lines = path.read_text(encoding="utf-8").split("\n")
-  except UnicodeDecodeError as error:
-    raise UserError(
-      f"config.sample.prompts: {path} is not UTF-8 text: {error}."
-    ) from error
-  if path.suffix != ".jsonl":
-    prompts = [line for line in lines if line.strip()]
-  else:
-    prompts = []
-    for number, line in enumerate(lines, 1):
-      if not line.strip():
-        continue
+  prompts = []
+  for row in read_text(Source(str(path), path.name)):
+    if isinstance(row, Refusal):
+      raise UserError(
+        f"config.sample.prompts: {path}, line {row.row}: {row.reason}."
+      )
+    prompt = row.values["prompt"]
+    if path.suffix == ".jsonl":
       try:
-        prompts.append(json.loads(line)["prompt"])
+        prompt = json.loads(prompt)["prompt"]
       except (json.JSONDecodeError, KeyError, TypeError):
         raise UserError(
-          f"{path}, line {number}: not a JSON object with `prompt`."
+          f"{path}, line {row.number}: not a JSON object with `prompt`."
         ) from None
+    prompts.append(prompt)
   if not prompts:
     raise UserError(f"config.sample.prompts: {path} holds no prompt.")
   return prompts

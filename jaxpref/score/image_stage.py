@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from jaxpref import config
-from jaxpref.data import read
+from jaxpref.data import formats, read
 from jaxpref.data.build import Tally, records
 from jaxpref.data.cache import REJECTED
 from jaxpref.data.pictured import Pictured, decoded
@@ -59,6 +59,7 @@ def score_images(
   more refused rows than data.max_rejected.
   """
   scorers = needed_scorers(settings.score)
+  formats.check_format(settings.data.format)
   files = read.source_files(settings.data.path)
   write_config(settings, workdir)
   place = workdir / "scores" / _key(settings.score)

@@ -175,6 +175,7 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
   [
     ("a.jsonl", b"", r"a\.jsonl is empty"),
     ("a.jsonl", b"\n \n", r"a\.jsonl is empty"),
+    ("a.txt", b"\n \n", r"a\.txt is empty"),
     ("a.jsonl.gz", gzip.compress(b"", mtime=0), r"a\.jsonl\.gz is empty"),
     ("a.tsv", b"text\n", r"a\.tsv: .*must end in \.jsonl, \.jsonl\.gz, \.j"),
   ],

@@ -174,23 +174,43 @@ FORMATS = {
     "columns chosen and rejected hold images of prompt",
     ("prompt", *_PAIR), images.image_pair, named=False,
   ),
+  "prompts": Format(
+    "column prompt, or caption, is what training samples images of",
+    ("prompt",), images.prompts, named=False,
+  ),
 }  # fmt: skip
 
 
-def check_format(name: str) -> None:
-  """Raises UserError unless `name` is 'auto' or one of FORMATS."""
+def check_format(name: str, *, prompts: bool = False) -> None:
+  """Raises UserError unless `name` is 'auto' or one of FORMATS.
+
+  Args:
+    name: of `data.format`.
+    prompts: whether prompts will do, without answers.
+  """
   if name not in (known := ("auto", *FORMATS)):
     raise UserError(
       f"config.data.format is {name!r}; it must be one of {', '.join(known)}. "
       f"{config.nearest(name, known)}"
     )
+  if name == "prompts" and not prompts:
+    raise UserError(
+      f"config.data.format is 'prompts', and {_ALONE}. Set it to auto, or to "
+      "what the rows hold; or train on sampled images by config.loss.name=pso."
+    )
 
 
-def detect(values: Mapping[str, Any]) -> str:
+def detect(values: Mapping[str, Any], *, prompts: bool = False) -> str:
   """The format of a row, from its columns and their values.
+
+  Args:
+    values: by column.
+    prompts: whether prompts will do, without answers.
 
   Raises Refused where the columns are of no known format.
   """
+  if prompts and "caption" in values and "jpg_0" not in values:
+    return "prompts"  # Pick-a-Pic's, which are published without images too
   if name := _named(tuple(values)):
     return name
   if name := images.detect(values):
@@ -201,6 +221,8 @@ def detect(values: Mapping[str, Any]) -> str:
     return "completion"
   if "messages" in values:
     return "messages"
+  if prompts and "prompt" in values:
+    return "prompts"
   raise Refused("unknown columns", _what_lacks(values))
 
 
@@ -302,8 +324,11 @@ def _what_lacks(values: Mapping[str, Any]) -> str:
   )
   told = [f"{name} lacks {', '.join(missing[name])}" for name in nearest[:4]]
   if list(values) == ["prompt"]:
-    told = ["prompts alone hold no answer to learn from; sample some first"]
+    told = [f"{_ALONE}; sample some first"]
   return (
     f"{columns.names(values)}; {'; '.join(told)}. config.data.format can be "
     f"{', '.join(FORMATS)}"
   )
+
+
+_ALONE = "prompts alone hold no answer to learn from"

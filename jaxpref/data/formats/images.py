@@ -114,6 +114,14 @@ def sampled(id: str, values: Values) -> Record:
   return Record(id, caption(values), [response(image)])
 
 
+def prompts(id: str, values: Values) -> Record:
+  """A prompt alone; what else there is, images too, is not looked at."""
+  name = (
+    "caption" if "prompt" not in values and "caption" in values else "prompt"
+  )
+  return Record(id, caption(values, name), [])
+
+
 def detect(values: Values) -> str:
   """The format of this module that a row is in, '' for none."""
   if {"prompt", "seed"} <= values.keys() and _looks_like_picture(

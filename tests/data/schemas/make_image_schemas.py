@@ -105,6 +105,8 @@ SCHEMAS: dict[str, dict[str, pa.DataType]] = {
     ),
     "conversations": pa.list_(pa.struct({"from": S, "value": S})),
   },
+  # Rows of DiffusionDB's metadata, and the like.
+  "prompts": {"prompt": S, "seed": pa.uint32(), "step": pa.uint16()},
   "record": {
     "prompt": S,
     "responses": pa.list_(
@@ -230,7 +232,15 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     _compared(TA="invalid"),
     _compared(Overall="invalid", VQ="B"),
   ],
+  "prompts": [
+    {"prompt": prompt, "seed": 7, "step": 50} for prompt in ("a cat", "a dog")
+  ],
   # Lists in JSON.
+  # PSO's released list for training: a caption, and where Pick-a-Pic has it.
+  "captions": [
+    {"caption": caption, "trainset_idx": number}
+    for number, caption in enumerate(("a cat", "a dog"))
+  ],
   "hpdv2_train": [
     {
       "human_preference": chosen,
