@@ -69,6 +69,9 @@ tokens; `mean_` averaged |
 | `logratio`, `desirable`, `kl` | of single labelled responses |
 | `values`, `scores`, `valid` | of lists, over the last axis: the model's \
 values, the data's scores, and which items are not padding |
+| `chosen_step_logratio`, `chosen_noised_logratio` | of each step of a \
+few-step sampler, on its way to an image that it sampled, or to one of the \
+data; `chosen_noised_gain` by errors of denoising |
 | `chosen_reward`, `rejected_reward`, `preference` | of reward models; \
 `preference` is 1 for a sure label, 0.5 for a tie |
 | `token_logp`, `old_token_logp`, `ref_token_logp`, `advantage`, `mask` | of \

@@ -33,8 +33,9 @@ from jaxpref.fit.image_reward import (
   find_reward,
   place_rater,
 )
-from jaxpref.fit.loss import find_loss, is_online
+from jaxpref.fit.loss import find_loss, is_online, takes_steps
 from jaxpref.fit.objectives import Objective, Roles
+from jaxpref.fit.offline_objective import check_noised_steps
 from jaxpref.fit.online_objective import find_image_objective
 from jaxpref.fit.put import put_batch
 from jaxpref.fit.rollout import check_rollout, noisy_sampler
@@ -62,6 +63,7 @@ def image_task(
 ) -> Task | None:
   """Of a UNet; None where there is nothing to train."""
   check_rollout(settings)
+  check_noised_steps(settings)
   settings = with_image_mode(settings)
   if settings.data.sources:
     raise UserError(
@@ -79,7 +81,8 @@ def image_task(
   online = is_online(find_loss(settings.loss))
   if online:
     prepare = prepare_prompts
-  sampler = noisy_sampler(settings, encoder.scheduler) if online else None
+  by_step = online or takes_steps(find_loss(settings.loss))
+  sampler = noisy_sampler(settings, encoder.scheduler) if by_step else None
   reward = find_reward(settings.score) if online else None
   train, test = read_examples(
     settings, lambda data, path: prepare(data, path, encoder, say)

@@ -273,9 +273,38 @@ def test_from_pixels_killed_and_run_again(build, tmp_path, run_killed):
   np.testing.assert_allclose(_losses(tmp_path / "stored"), one, atol=1e-5)
 
 
+def test_offline_pso_from_latents_and_from_pixels(build, tmp_path):
+  """Of one device and of eight; what it samples by is part of the run."""
+  given = {
+    "data": {"eval_holdout": 2, "rows_per_device": 8},
+    "loss": {"name": "pso_offline", "beta": 50.0},
+    "optimizer": {"learning_rate": 1e-3},
+    "sample": {"sampler": "lcm", "steps": 3, "num_prompts": 0},
+  }
+  assert run(build(**given), tmp_path / "stored")
+  found = _losses(tmp_path / "stored")
+  assert found[0] == pytest.approx(math.log(2.0), abs=1e-6)
+  first, *_, last = read_metrics(tmp_path / "stored")
+  assert first["eval/loss"] == pytest.approx(math.log(2.0), abs=1e-6)
+  assert last["eval/loss"] < 0.69
+  assert last["rewards/margins"] > 0.0
+  changed = {**given, "sample": {"sampler": "lcm", "steps": 4}}
+  with pytest.raises(UserError, match="holds a run with other settings"):
+    run(build(**changed), tmp_path / "stored")
+  other = {"encode": "during", "eval_holdout": 2, "rows_per_device": 1}
+  spread = build(**{**given, "data": other, "mesh": {"data": 2, "fsdp": 4}})
+  assert run(spread, tmp_path / "pixels")
+  # Beta multiplies what sums of another order round.
+  np.testing.assert_allclose(_losses(tmp_path / "pixels"), found, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
   ("changed", "says"),
   [
+    (
+      {"loss": {"name": "pso_offline", "beta": 50.0}},
+      "learns from the noise that a sampler adds",
+    ),
     ({"data": {"rows_per_device": 1}}, "A prompt has 2 images"),
     ({"data": {"resolution": 17}}, "such as 16 or 18"),
     ({"loss": {"name": "kto"}}, "training on images does not have"),

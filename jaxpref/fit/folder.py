@@ -13,7 +13,7 @@ from jaxpref import config, losses
 from jaxpref.data.prepared import Prepared
 from jaxpref.errors import UserError
 from jaxpref.files import replacing
-from jaxpref.fit.loss import is_online
+from jaxpref.fit.loss import is_online, takes_steps
 
 # A rerun may change these; any other change would make it another run. The
 # schedule follows `train.steps`; the rest only decides what is written, and
@@ -25,7 +25,7 @@ _FREE = (
   "model.head_block", "mesh.", "sample.", "score.", "stages", "reference.mode",
   "reference.fill",
 )  # fmt: skip
-# And these not where training samples images.
+# And these not where training samples images; two where it takes their steps.
 _SAMPLED: tuple[str, ...] = (
   "sample.sampler", "sample.steps", "sample.guidance", "score.rater",
   "score.models",
@@ -140,7 +140,7 @@ def _refuse_changes(
     for key in sorted(before.keys() | now.keys())
     if before.get(key) != now.get(key)
   ]
-  kept = _SAMPLED if now.get("loss.name") in _online() else ()
+  kept = _kept(now.get("loss.name"))
   if _other_reference(before, now):
     kept = (*kept, "reference.mode")
   changed = [
@@ -155,9 +155,13 @@ def _refuse_changes(
     )
 
 
-def _online() -> list[str]:
-  """Losses of images that are sampled in training."""
-  return [name for name in losses.names() if is_online(losses.get(name))]
+def _kept(name: Any) -> tuple[str, ...]:
+  """What of sampling the loss of a name depends on."""
+  if name not in losses.names():
+    return ()
+  if is_online(losses.get(name)):
+    return _SAMPLED
+  return _SAMPLED[:2] if takes_steps(losses.get(name)) else ()
 
 
 def _other_reference(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

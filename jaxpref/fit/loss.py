@@ -53,7 +53,8 @@ def find_loss(settings: config.Loss) -> Loss:
 def check_suits(settings: config.Config) -> None:
   """Raises UserError for a loss of arrays that the model's data do not give."""
   loss, images = find_loss(settings.loss), settings.model.family == "sdxl"
-  missing = _lacks(loss, IMAGES | SAMPLED if images else SUPPLIED | REWARDS)
+  known = IMAGES | SAMPLED | NOISED if images else SUPPLIED | REWARDS
+  missing = _lacks(loss, known)
   if missing:
     what = "images" if images else "text"
     raise _unsuited(settings.loss.name, missing, what)
@@ -89,7 +90,7 @@ def option(settings: config.Loss, name: str, otherwise: float) -> float:
 
 def compares(loss: Loss) -> bool:
   """Whether the loss is one of preference pairs."""
-  return losses.spec(loss).unit == "pair"
+  return losses.spec(loss).unit == "pair" or takes_steps(loss)
 
 
 def ranks(loss: Loss) -> bool:
@@ -99,7 +100,12 @@ def ranks(loss: Loss) -> bool:
 
 def is_online(loss: Loss) -> bool:
   """Whether the loss is one of images that the policy samples in training."""
-  return losses.spec(loss).unit == "step"
+  return losses.spec(loss).unit == "step" and not takes_steps(loss)
+
+
+def takes_steps(loss: Loss) -> bool:
+  """Whether the loss is one of a sampler's steps to the data's images."""
+  return not NOISED.isdisjoint(losses.inputs(loss))
 
 
 def needs_labels(loss: Loss) -> bool:
@@ -171,7 +177,7 @@ def needs_reference(loss: Loss) -> bool:
 
 
 def _check_inputs(name: str, loss: Loss) -> None:
-  missing = _lacks(loss, SUPPLIED | REWARDS | IMAGES | SAMPLED)
+  missing = _lacks(loss, SUPPLIED | REWARDS | IMAGES | SAMPLED | NOISED)
   if missing:
     raise _unsuited(name, missing, "text or images")
 
@@ -194,7 +200,7 @@ def _check_options(settings: config.Loss, loss: Loss) -> None:
     for name, parameter in inspect.signature(loss).parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY
   }
-  if compares(loss):
+  if compares(loss) and not takes_steps(loss):
     keywords[NLL_WEIGHT] = 0.0
     if needs_reference(loss):
       keywords[DAMP] = 0.0
@@ -258,3 +264,10 @@ IMAGES = frozenset(
 
 SAMPLED = frozenset({"chosen_step_logratio", "rejected_step_logratio"})
 """What `online_objective` computes of images that the policy samples."""
+
+NOISED = frozenset(
+  f"{side}_noised_{what}"
+  for side in ("chosen", "rejected")
+  for what in ("logratio", "gain")
+)
+"""What `offline_objective` computes of the data's images, for each step."""

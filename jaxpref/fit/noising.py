@@ -7,10 +7,12 @@ mesh, in any batch and after a restart.
 
 from collections.abc import Callable
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32, Key
+import numpy as np
 
 from jaxpref import config
 from jaxpref.models.sdxl.scheduler import Scheduler
@@ -21,7 +23,9 @@ from jaxpref.ops.noise import (
   level_at,
   target,
 )
+from jaxpref.sample.denoise import draws, step_mean
 from jaxpref.sample.invert import ddim_inverse_from, implied_noise, renoise
+from jaxpref.sample.samplers import Sampler, Step
 from jaxpref.types import ImageBatch
 
 # From noisy latents and the timestep of each, what a model predicts.
@@ -100,6 +104,63 @@ def invert_images(
   noise = implied_noise(noisy, latent, *level)
   asked = target(kind, latent, noise, *level)
   return Noising(noisy, drawn.astype(jnp.float32), asked)
+
+
+class Transitions(NamedTuple):
+  """The steps with noise that images took; those of a slot stand together."""
+
+  steps: Step  # numbers of each
+  before: Float32[Array, "images steps y x c"]  # where each began
+  after: Float32[Array, "images steps y x c"]  # where it went
+
+
+def noise_steps(
+  batch: ImageBatch,
+  sampler: Sampler,
+  settings: config.Diffusion,
+  prediction: str,
+  seed: int,
+) -> tuple[Transitions, Float32[Array, "slots steps y x c"]]:
+  """Noises each image to the timesteps of a sampler, along one of its ways.
+
+  The sampler runs with what a perfect model would predict of the image. So
+  where a step begins is the image under as much noise as its timestep has, and
+  where it goes is a draw of what the sampler does from there on to this image.
+
+  Args:
+    batch: one micro-batch.
+    sampler: of `rollout.noisy_sampler`.
+    settings: whether the images of a prompt share all noise.
+    prediction: what the model predicts; see `ops.noise`.
+    seed: of all that is drawn.
+
+  Returns: the steps with noise, and what a perfect model predicts at each.
+  """
+  keys = _keys(batch, seed)
+  latent = _draw_latents(batch, keys)
+  own = keys.prompt if settings.share_noise else keys.image
+  _, y, x, c = latent.shape
+  noise, draw = draws(_for(own, 5), (y, x, c))
+  state, way = latent, []
+  noisy = np.flatnonzero(sampler.steps.std)
+  for number in range(noisy[-1] + 1):
+    step = Step(*(jnp.asarray(column[number]) for column in sampler.steps))
+    if number:
+      noise = (state - step.alpha * latent) / step.sigma
+    else:
+      state = add_noise(latent, noise, step.alpha, step.sigma)
+    asked = target(prediction, latent, noise, step.alpha, step.sigma)
+    after = step_mean(prediction, asked, state, step) + step.std * draw(
+      jnp.int32(number)
+    )
+    way.append((state, after, asked))
+    state = after
+  before, after, asked = (
+    jnp.stack([each[i] for i in noisy], axis=1)
+    for each in zip(*way, strict=True)
+  )
+  steps = Step(*(jnp.asarray(column[noisy]) for column in sampler.steps))
+  return Transitions(steps, before, after), asked
 
 
 def trajectory_keys(

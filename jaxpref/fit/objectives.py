@@ -200,12 +200,19 @@ def loss_term(
 ) -> Term:
   """The loss of every unit, summed; soft labels weigh both directions."""
   names = losses.inputs(loss)
-  values = loss(*(views[name] for name in names), **options)
+
+  def of(view: Callable[[str], Array]) -> Array:
+    values = loss(*map(view, names), **options)
+    # Pairs have equally many steps, of which the mean is a pair's loss.
+    by_step = losses.spec(loss).unit == "step"
+    return jnp.mean(values, axis=-1) if by_step else values
+
+  values = of(views.__getitem__)
   if not compares(loss):
     return sum_valid(values, views.units)
   pairs = views.batch.comparisons
   if "preference" not in names:  # else the loss knows of soft labels itself
-    backward = loss(*(views.swapped(name) for name in names), **options)
+    backward = of(views.swapped)
     values = pairs.preference * values + (1.0 - pairs.preference) * backward
   return sum_valid(values, pairs.valid, pairs.weight)
 

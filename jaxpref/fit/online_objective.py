@@ -15,22 +15,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32
 
 from jaxpref import config, losses
-from jaxpref.fit.image_objective import (
-  image_objective,
-  predict,
-  predict_reference,
-)
+from jaxpref.fit.image_objective import image_objective, predict
 from jaxpref.fit.image_reward import Rate
-from jaxpref.fit.loss import beta, find_loss, is_online, option, own_options
+from jaxpref.fit.loss import find_loss, is_online, own_options, takes_steps
+from jaxpref.fit.noising import Transitions
 from jaxpref.fit.objectives import Objective, Roles, Terms
+from jaxpref.fit.offline_objective import offline_objective
 from jaxpref.fit.rollout import IMAGES, Rollout, noisy_sampler, roll_out
-from jaxpref.losses.diffusion import denoising_step_logratio
+from jaxpref.fit.transitions import (
+  compare_transitions,
+  ratio_metrics,
+  repeat_rows,
+)
 from jaxpref.models.build import Definition, bind
 from jaxpref.models.lora import overlay
 from jaxpref.models.sdxl.scheduler import Scheduler
-from jaxpref.sample.denoise import step_mean
 from jaxpref.sample.image import decode_pixels
-from jaxpref.types import ImageBatch, Params, Term, sum_valid
+from jaxpref.types import ImageBatch, Params, sum_valid
 
 _Values = tuple[
   Float32[Array, "slots images steps"], Float32[Array, "slots images"]
@@ -56,6 +57,8 @@ def find_image_objective(
     return online_image_objective(
       definition, vae, settings, scheduler, rate, training=training
     )
+  if takes_steps(find_loss(settings.loss)):
+    return offline_objective(definition, settings, scheduler, training=training)
   return image_objective(definition, settings, scheduler, training=training)
 
 
@@ -122,25 +125,18 @@ def online_image_objective(
   ) -> _Values:
     policy = overlay(frozen.get("base", {}), trainable["policy"])
     made = sample(jax.lax.stop_gradient(policy), frozen, batch)
-    images, steps = made.before.shape[:2]
-    # All steps at once, slot by slot: those of a prompt are on one device. In a
-    # loop, the gradients of convolutions take a CPU fifteen times as long.
-    asked = (
-      _rows(batch, vae.config.factor, IMAGES * steps),
-      made.before.reshape(-1, *batch.mean.shape[1:]),
-      jnp.tile(made.steps.timestep, images),
-    )
+    steps = made.before.shape[1]
     drops = training and definition.lora.dropout > 0
     key = jax.random.fold_in(key, batch.slots.example_id[0])
-    output = predict(definition, policy, *asked, key if drops else None)
-    ref = jax.lax.stop_gradient(predict_reference(definition, frozen, *asked))
-    land = jax.vmap(functools.partial(step_mean, kind), (1, 1, 0), 1)
-    mean, ref_mean = (
-      land(each.reshape(made.before.shape), made.before, made.steps)
-      for each in (output, ref)
+    logratio, *_ = compare_transitions(
+      definition,
+      policy,
+      frozen,
+      _rows(batch, vae.config.factor, IMAGES * steps),
+      Transitions(made.steps, made.before, made.after),
+      prediction=kind,
+      dropout_key=key if drops else None,
     )
-    std = jnp.broadcast_to(made.steps.std, (images, steps))
-    logratio = denoising_step_logratio(made.after, mean, ref_mean, std)
     return logratio.reshape(-1, IMAGES, steps), made.reward.reshape(-1, IMAGES)
 
   def terms(
@@ -151,8 +147,11 @@ def online_image_objective(
     each = loss(*(views[name] for name in names), **own_options(settings.loss))
     counted = jnp.broadcast_to(valid[:, None], each.shape)
     told = valid & (values[1][:, 0] != values[1][:, 1])
-    metrics = _rewards(values[1], valid, told) | _ratios(
-      views, told, settings.loss
+    metrics = _rewards(values[1], valid, told) | ratio_metrics(
+      views["chosen_step_logratio"],
+      views["rejected_step_logratio"],
+      told,
+      settings.loss,
     )
     return (
       {"loss": sum_valid(each, counted)},
@@ -165,11 +164,11 @@ def online_image_objective(
 
 def _rows(batch: ImageBatch, factor: int, times: int) -> ImageBatch:
   """The batch with so many rows for each slot, of images without a crop."""
-  prompt = jnp.repeat(batch.prompt, times)
+  batch = repeat_rows(batch, times)
   height, width = (factor * side for side in batch.mean.shape[1:3])
   size = jnp.asarray([height, width, 0, 0, height, width], jnp.float32)
-  sizes = jnp.broadcast_to(size, (len(prompt), 6))
-  return dataclasses.replace(batch, prompt=prompt, sizes=sizes)
+  sizes = jnp.broadcast_to(size, batch.sizes.shape)
+  return dataclasses.replace(batch, sizes=sizes)
 
 
 def _compared(
@@ -202,29 +201,4 @@ def _rewards(
     "reward/chosen": mean(jnp.max(reward, axis=1)),
     "reward/rejected": mean(jnp.min(reward, axis=1)),
     "reward/ties": mean(valid & ~told),
-  }
-
-
-def _ratios(
-  views: Mapping[str, Float32[Array, "slots steps"]],
-  told: Bool[Array, " slots"],
-  settings: config.Loss,
-) -> Terms:
-  """Means over pairs that are told apart, of the means over their steps."""
-  scale = beta(settings)
-  sides = [views[f"{side}_step_logratio"] for side in ("chosen", "rejected")]
-  chosen, rejected = (scale * side for side in sides)
-  clip = option(settings, "clip", 1.0)
-
-  def mean(x: Array) -> Term:
-    return sum_valid(jnp.mean(x.astype(jnp.float32), axis=-1), told)
-
-  beyond = jnp.abs(jnp.expm1(jnp.stack(sides))) > clip
-  return {
-    "rewards/chosen": mean(chosen),
-    "rewards/rejected": mean(rejected),
-    "rewards/margins": mean(chosen - rejected),
-    "rewards/accuracies": mean(chosen > rejected),
-    "rewards/ties": mean(chosen == rejected),
-    "ratios/clipped": mean(jnp.mean(beyond, axis=0, dtype=jnp.float32)),
   }

@@ -26,7 +26,14 @@ from jaxpref.fit.image_reference import (
   with_image_mode,
 )
 from jaxpref.fit.image_reward import find_reward
-from jaxpref.fit.loss import check_suits, find_loss, is_online, ranks
+from jaxpref.fit.loss import (
+  check_suits,
+  find_loss,
+  is_online,
+  ranks,
+  takes_steps,
+)
+from jaxpref.fit.offline_objective import check_noised_steps
 from jaxpref.fit.online_objective import find_image_objective
 from jaxpref.fit.optimizer import make_optimizer, make_schedule
 from jaxpref.fit.put import batch_places
@@ -80,6 +87,7 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
   check_suits(settings)
   check_mode(settings)
   check_rollout(settings)
+  check_noised_steps(settings)
   settings = with_image_mode(settings)
   definition = define_unet(model, _shape(model))
   vae, scheduler, sampler = _decoder(settings)
@@ -147,13 +155,14 @@ def image_flops(
   computed as it goes adds F. What an inversion (SmPO) takes is left out, and
   what encoding images and captions does. A prompt whose two images are sampled
   (PSO) counts as one image, with F for each step of each and, where a step adds
-  noise, what training takes besides.
+  noise, what training takes besides. Of an image that is noised to a sampler's
+  steps those that add noise are trained.
 
   Args:
     settings: with the mode that `with_image_mode` found.
     definition: of the UNet, with or without an adapter.
     latent: Y, X and C.
-    sampler: of images that training samples; None where there are none.
+    sampler: whose steps are learned from; None where there is none.
   """
   whole = definition.base or definition
   array = lambda *sizes: jax.ShapeDtypeStruct((1, *sizes), np.float32)
@@ -171,6 +180,8 @@ def image_flops(
   if sampler is None:
     return trained
   std = sampler.steps.std
+  if not is_online(find_loss(settings.loss)):
+    return np.count_nonzero(std) * trained
   return IMAGES * (len(std) * once + np.count_nonzero(std) * trained)
 
 
@@ -247,13 +258,15 @@ def _pixels(
 def _decoder(
   settings: config.Config,
 ) -> tuple[Definition | None, Scheduler, Sampler | None]:
-  """The autoencoder and the sampler, if training samples images."""
-  path = settings.model.path
-  if not is_online(find_loss(settings.loss)):
+  """The autoencoder, if training samples images; the sampler, if it has one."""
+  path, loss = settings.model.path, find_loss(settings.loss)
+  if not (is_online(loss) or takes_steps(loss)):
     return None, Scheduler(), None
   shape = read_part(f"{path}/vae") if path else sdxl_vae()
   scheduler = read_scheduler(pathlib.Path(path)) if path else Scheduler()
   sampler = noisy_sampler(settings, scheduler)
+  if takes_steps(loss):
+    return None, scheduler, sampler
   return define(shape, dtype="float32", remat=""), scheduler, sampler
 
 

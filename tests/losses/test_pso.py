@@ -90,8 +90,28 @@ def test_a_clip_out_of_range_is_refused(wrong):
     losses.pso(x, x, clip=wrong)
 
 
+def test_offline_is_the_same_of_other_steps():
+  rng = np.random.default_rng(1)
+  given = [_f32(0.1 * rng.normal(size=(4, 3))) for _ in range(2)]
+  for options in ({}, {"beta": 10.0, "clip": 0.05}):
+    ours = losses.pso_offline(*given, **options)
+    np.testing.assert_array_equal(ours, losses.pso(*given, **options))
+  a, b = _f32([[-0.01]]), _f32([[0.035]])
+  _close(losses.pso_offline(b, a), [[0.1002065589]])
+  _close(losses.pso_offline(a, b), [[2.3502065589]])
+
+
+def test_the_sum_begins_at_ln2_and_pulls_all_steps_alike():
+  zero = jnp.zeros((2, 3))
+  total = lambda *x: jnp.sum(losses.pso_offline_sum(*x, beta=7.0))
+  value, grads = jax.value_and_grad(total, argnums=(0, 1))(zero, zero)
+  _close(value, 2 * LN2, rtol=1e-7)
+  _close(grads[0], np.full((2, 3), -3.5), rtol=1e-7)
+  _close(grads[1], np.full((2, 3), 3.5), rtol=1e-7)
+
+
 def test_the_paper_sums_the_steps_inside_one_sigmoid():
-  """Offline: the chosen image is noised, the rejected one was sampled."""
+  """Offline: the chosen image by its errors, the rejected one by its steps."""
   rng = np.random.default_rng(0)
   steps, shape = 3, (2, 2, 1)
   chosen = rng.normal(size=(3, steps, *shape))  # model, reference, noise
@@ -108,10 +128,11 @@ def test_the_paper_sums_the_steps_inside_one_sigmoid():
   step_logratio = losses.denoising_step_logratio(
     _f32(rejected[2]), _f32(rejected[0]), _f32(rejected[1]), _f32(std)
   )
-  ours = losses.dpo(
-    jnp.sum(logratio), jnp.sum(step_logratio), beta=beta * elements
-  )
-  _close(ours, expected)
+  given = logratio[None], step_logratio[None]
+  scaled = beta * elements
+  _close(losses.pso_offline_sum(*given, beta=scaled), [expected])
+  sums = (jnp.sum(each) for each in given)
+  _close(losses.dpo(*sums, beta=scaled), expected)
 
 
 def test_dreambooth_of_known_errors():

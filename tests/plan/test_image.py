@@ -159,6 +159,28 @@ def test_images_that_are_sampled_take_the_place_of_their_prompt(build):
     image_job(build(**{**pso, "sample": {"guidance": 1.0}}), mesh)
 
 
+def test_images_that_are_noised_to_a_sampler_s_steps(build):
+  mesh = sharding.make_mesh(1, 4, 1)
+  given = {
+    "loss": {"name": "pso_offline"},
+    "sample": {"sampler": "lcm", "steps": 4},
+  }
+  job = image_job(build(**given), mesh)
+  assert set(job.frozen) == {"reference"}
+  # Three steps with noise, each a latent that trains.
+  assert job.useful_flops == 3 * image_job(build(), mesh).useful_flops
+  values = jax.eval_shape(
+    lambda params, frozen, batch, key: job.objective.forward(
+      params, frozen, jax.tree.map(lambda x: x[0], batch), key
+    ),
+    job.state.params,
+    job.frozen,
+    job.batch,
+    jax.random.key(0),
+  )
+  assert {x.shape for x in values} == {(job.batch.slots.valid.shape[1], 3)}
+
+
 def test_cached_errors_take_the_reference_s_place(build):
   mesh = sharding.make_mesh(1, 1, 1)
   job = image_job(build(diffusion={"noise_bank": 2}), mesh)
