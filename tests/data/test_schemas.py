@@ -307,6 +307,7 @@ def test_refuses_with_what_was_found(values, reason):
     ),
     ({"context": [], "response1": "a"}, "helpsteer3 lacks response2, overall"),
     ({"prompt": "q"}, "prompts alone hold no answer to learn from"),
+    ({"caption": "q", "i": 3}, "pickapic lacks .*; prompts alone hold no answ"),
   ],
 )
 def test_unknown_columns_are_told_with_what_the_nearest_formats_lack(

@@ -312,8 +312,9 @@ def _detect_pair(values: Mapping[str, Any]) -> str:
 def _what_lacks(values: Mapping[str, Any]) -> str:
   """The nearest formats, and which column each would need beside these."""
   missing = {
-    name: [each for each in known.columns if each not in values]
+    name: lacks
     for name, known in FORMATS.items()
+    if (lacks := [each for each in known.columns if each not in values])
   }
   shared = {
     name: len(FORMATS[name].columns) - len(lacks)
@@ -325,6 +326,8 @@ def _what_lacks(values: Mapping[str, Any]) -> str:
   told = [f"{name} lacks {', '.join(missing[name])}" for name in nearest[:4]]
   if list(values) == ["prompt"]:
     told = [f"{_ALONE}; sample some first"]
+  elif "caption" in values:
+    told.append(_ALONE)
   return (
     f"{columns.names(values)}; {'; '.join(told)}. config.data.format can be "
     f"{', '.join(FORMATS)}"
