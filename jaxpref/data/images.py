@@ -144,7 +144,7 @@ def resolution(data: config.Data, model: ImageModel) -> int:
 def encoding_key(
   index: IndexedImages, model: ImageModel, shapes: Sequence[Size]
 ) -> str:
-  """A digest of all that latents and texts depend on; no shapes: texts alone."""
+  """A digest of all that they depend on; without shapes, of texts alone."""
   weights = {
     name: folder_digest(str(model.pipeline.folder / name), "config.json")
     for name in encoders(model.definitions)
