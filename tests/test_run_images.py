@@ -278,7 +278,6 @@ def test_offline_pso_from_latents_and_from_pixels(build, tmp_path):
   given = {
     "data": {"eval_holdout": 2, "rows_per_device": 8},
     "loss": {"name": "pso_offline", "beta": 50.0},
-    "optimizer": {"learning_rate": 1e-3},
     "sample": {"sampler": "lcm", "steps": 3, "num_prompts": 0},
   }
   assert run(build(**given), tmp_path / "stored")
@@ -287,7 +286,7 @@ def test_offline_pso_from_latents_and_from_pixels(build, tmp_path):
   first, *_, last = read_metrics(tmp_path / "stored")
   assert first["eval/loss"] == pytest.approx(math.log(2.0), abs=1e-6)
   assert last["eval/loss"] < 0.69
-  assert last["rewards/margins"] > 0.0
+  assert last["eval/rewards/margins"] > 0.0
   changed = {**given, "sample": {"sampler": "lcm", "steps": 4}}
   with pytest.raises(UserError, match="holds a run with other settings"):
     run(build(**changed), tmp_path / "stored")
