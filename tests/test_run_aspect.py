@@ -171,7 +171,7 @@ def test_lists_of_several_shapes(build, tmp_path):
   ("changed", "says"),
   [
     ({"aspect_buckets": 0}, "aspect_buckets is 0; it must be at least 1"),
-    ({"aspect_buckets": 7}, "at .*resolution 16, .* Set it to 5"),
+    ({"aspect_buckets": 8}, "at .*resolution 16, .* Set it to 7"),
     ({"resolution": 18}, "resolution is 18, .* such as 32"),
     ({"encode": "during", "resolution": 18}, "such as 32"),
     ({"rows_per_device": 3}, "A prompt has 4 images"),
