@@ -113,7 +113,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(
     run(build(data={"aspect_buckets": 1}), tmp_path / "killed")
 
 
-@pytest.mark.slow
+@pytest.mark.certify
 def test_errors_cached_for_a_bank_of_noise(build, tmp_path, run_killed):
   """Of each shape; with held-out examples, and a sample before and after."""
   diffusion = {"drop_caption": 0.3, "noise_bank": 1}
@@ -141,7 +141,7 @@ def test_errors_cached_for_a_bank_of_noise(build, tmp_path, run_killed):
     assert image.size == (16, 16)
 
 
-@pytest.mark.slow
+@pytest.mark.certify
 def test_eight_devices_do_as_one(build, tmp_path):
   for name, mesh, rows in (
     ("one", {"fsdp": 1}, 8),
@@ -155,7 +155,7 @@ def test_eight_devices_do_as_one(build, tmp_path):
   np.testing.assert_allclose(one, eight, rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.certify
 def test_lists_of_several_shapes(build, tmp_path):
   settings = build(
     loss={"name": "plackett_luce"},
