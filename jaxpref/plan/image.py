@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpref import config, sharding
+from jaxpref import config, losses, sharding
 from jaxpref.data.aspect import aspect_shapes
 from jaxpref.data.image_steps import (
   check_room,
@@ -180,7 +180,7 @@ def image_flops(
   if sampler is None:
     return trained
   std = sampler.steps.std
-  if not is_online(find_loss(settings.loss)):
+  if not is_online(losses.get(settings.loss.name)):
     return np.count_nonzero(std) * trained
   return IMAGES * (len(std) * once + np.count_nonzero(std) * trained)
 
