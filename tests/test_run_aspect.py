@@ -73,7 +73,7 @@ def build(pictures, tiny_images):
 
 def test_from_caches_and_from_pixels_are_the_same(build, tmp_path, monkeypatch):
   """Each shape is compiled once, and all images are seen in each epoch."""
-  steps, make = [], run_module.make_step
+  steps, compiled, make = [], [], run_module.make_step
 
   def spied(*args):
     steps.append(make(*args))
@@ -86,7 +86,9 @@ def test_from_caches_and_from_pixels_are_the_same(build, tmp_path, monkeypatch):
       diffusion={"drop_caption": 0.3},
     )
     assert run(settings, tmp_path / encode)
-  assert [step._cache_size() for step in steps] == [3, 3]
+    # Now: JAX forgets the oldest of a process's programs.
+    compiled.append(steps[-1]._cache_size())
+  assert compiled == [3, 3]
   cached, pixels = (read_metrics(tmp_path / x) for x in ("before", "during"))
   assert len(cached) == len(pixels) == 12
   for one, other in zip(cached, pixels, strict=True):

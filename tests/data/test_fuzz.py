@@ -236,7 +236,8 @@ def _truncated(folder, suffix, cuts):
   return refused
 
 
-CUT = [each for each in READERS if each != ".array_record"]
+# Of a text file any part is one, and ArrayRecord has tests of its own.
+CUT = [each for each in READERS if each not in (".array_record", ".txt")]
 
 
 @pytest.mark.parametrize("suffix", CUT)
