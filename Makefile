@@ -39,6 +39,7 @@ check: .venv/installed-test
 certify: .venv/installed-test
 	mkdir -p docs
 	XLA_FLAGS="--xla_backend_optimization_level=3 \
+	  --xla_cpu_use_fusion_emitters=true \
 	  --xla_cpu_multi_thread_eigen=true $$XLA_FLAGS" \
 	  JAXPREF_CERTIFICATES=docs/certificates.md \
 	  $(BIN)/python -m pytest -m certify

@@ -168,24 +168,25 @@ def _gradient(
   key: jax.Array,
 ) -> Gradient:
   """Forward and backward, micro-batch by micro-batch."""
-  counts = _counts(objective, state, frozen, batch, key)
+  alone = jax.tree.leaves(batch)[0].shape[0] == 1
+  # Of one alone its own counts are all: tracing it twice takes seconds.
+  counts = None if alone else _counts(objective, state, frozen, batch, key)
 
   def loss(params: Any, kept: Any, part: Any) -> tuple[jax.Array, Any]:
     terms, kept, metrics = objective(params, frozen, kept, part, key)
-    shares = [term.total / counts[name] for name, term in terms.items()]
-    return jnp.sum(jnp.stack(shares)), (kept, terms, metrics)
+    return _sum_shares(terms, counts), (kept, terms, metrics)
 
   def accumulate(carry: Any, part: Any) -> tuple[Any, tuple[Terms, Terms]]:
     grads, kept = carry
     new, (kept, *told) = jax.grad(loss, has_aux=True)(state.params, kept, part)
     return (jax.tree.map(jnp.add, grads, new), kept), tuple(told)
 
-  if jax.tree.leaves(batch)[0].shape[0] == 1:  # no sums to begin at zero
+  if alone:  # no sums to begin at zero
     part = jax.tree.map(lambda each: each[0], batch)
-    grads, (kept, *alone) = jax.grad(loss, has_aux=True)(
+    grads, (kept, *told) = jax.grad(loss, has_aux=True)(
       state.params, state.objective, part
     )
-    return grads, kept, *alone
+    return grads, kept, *told
   zeros = jax.tree.map(jnp.zeros_like, state.params)
   (grads, kept), told = jax.lax.scan(
     accumulate, (zeros, state.objective), batch
@@ -213,8 +214,7 @@ def _coupled_gradient(
     terms, kept, metrics = objective.terms(
       state.objective, *merge(batch, values)
     )
-    shares = [term.total / _at_least_1(term.count) for term in terms.values()]
-    return jnp.sum(jnp.stack(shares)), (kept, terms, metrics)
+    return _sum_shares(terms), (kept, terms, metrics)
 
   pulls, (kept, terms, metrics) = jax.grad(loss, has_aux=True)(values)
 
@@ -260,8 +260,7 @@ def _counts(
     terms = objective(state.params, frozen, state.objective, part, key)[0]
     return {name: term.count for name, term in terms.items()}
 
-  totals = jax.tree.map(jnp.sum, jax.lax.map(count, batch))
-  return {name: _at_least_1(total) for name, total in totals.items()}
+  return jax.tree.map(jnp.sum, jax.lax.map(count, batch))
 
 
 def _whole_loss(terms: Terms) -> Term:
@@ -269,12 +268,19 @@ def _whole_loss(terms: Terms) -> Term:
   count = terms["loss"].count
   if len(terms) == 1:
     return terms["loss"]
-  shares = [term.total / _at_least_1(term.count) for term in terms.values()]
-  return Term(count * jnp.sum(jnp.stack(shares)), count)
+  return Term(count * _sum_shares(terms), count)
 
 
-def _at_least_1(count: jax.Array) -> jax.Array:
-  return jnp.maximum(count, 1.0)
+def _sum_shares(
+  terms: Terms, counts: Mapping[str, jax.Array] | None = None
+) -> jax.Array:
+  """The sum of all terms, each divided by its count: its own, unless given."""
+  if counts is None:
+    counts = {name: term.count for name, term in terms.items()}
+  shares = [
+    term.total / jnp.maximum(counts[name], 1.0) for name, term in terms.items()
+  ]
+  return jnp.sum(jnp.stack(shares))
 
 
 def _one(value: Any) -> Term:
