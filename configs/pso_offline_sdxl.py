@@ -13,9 +13,10 @@ by a tenth has no gradient any more.
 
 FOLDER is SDXL-Turbo as diffusers saves it, whose scheduler is Euler ancestral
 with trailing timesteps. FILES are pairs of images in a format that README.md
-lists, such as Pick-a-Pic v2, which the paper trains on. PICKSCORE is the folder
-of PickScore_v1, which rates the samples before and after (`samples/pickscore`,
-and `samples/preferred`, the share that it rates higher than before).
+lists, such as Pick-a-Pic v2. PROMPTS is a text file of those to sample before
+and after. PICKSCORE is the folder of PickScore_v1, which rates these samples
+(`samples/pickscore`, and `samples/preferred`, the share that it rates higher
+than before).
 
 The paper's own code trains only on what it samples, and on photographs. What it
 leaves open is decided by name:
@@ -24,7 +25,9 @@ leaves open is decided by name:
   images, clips it by `loss.clip=0.1` and puts each step into a sigmoid of its
   own, as the authors' online code does. `loss.name=pso_offline_sum` is the
   equation: the chosen image by its denoising errors, all steps in one sigmoid,
-  no clip.
+  no clip. There the rejected side is a way that the model before training
+  sampled; pairs of data have none, and the sampler's way to the rejected image
+  stands for it.
 - `diffusion.share_noise=True`: the images of a pair have the same noise.
 - `sample.sampler` and `sample.steps`: the timesteps, all in each training step;
   the last one, without noise, is left out.

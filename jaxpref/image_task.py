@@ -77,11 +77,11 @@ def image_task(
       "another model. Train that one; a refiner is for the stage 'sample'."
     )
   _check_noise(settings.diffusion, encoder)
-  prepare = prepare_pixels if _encodes(settings) else prepare_images
-  online = is_online(find_loss(settings.loss))
-  if online:
-    prepare = prepare_prompts
-  by_step = online or takes_steps(find_loss(settings.loss))
+  loss = find_loss(settings.loss)
+  online = is_online(loss)
+  stored = prepare_pixels if _encodes(settings) else prepare_images
+  prepare = prepare_prompts if online else stored
+  by_step = online or takes_steps(loss)
   sampler = noisy_sampler(settings, encoder.scheduler) if by_step else None
   reward = find_reward(settings.score) if online else None
   train, test = read_examples(

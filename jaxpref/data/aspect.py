@@ -15,6 +15,9 @@ from jaxpref.errors import UserError
 Size = tuple[int, int]  # rows and columns, in pixels
 
 _PARTS = 16  # of the square's side: what the sides of all shapes are made of
+_FEWEST = (
+  8  # such parts; of fewer, shapes would be far from what they should be
+)
 _WIDEST = 2.0  # aspects are between 1:2 and 2:1
 _MOST = _PARTS  # shapes that could differ, and more
 
@@ -26,16 +29,16 @@ def aspect_shapes(side: int, count: int, factor: int) -> tuple[Size, ...]:
 
   for `count` aspects a from 2 to 1/2, at equal distances in log a. So an odd
   count has the square among them, an even one has not, and 1 is the square
-  alone. u is the least common multiple of side / 16 and `factor`: 64 at 1024
-  pixels, where most shapes are ones that SDXL was trained on.
+  alone. u is the least common multiple of side / 16 and `factor`, and at most
+  an eighth of the side: 64 at 1024 pixels, where most shapes are ones that SDXL
+  was trained on.
 
   Args:
     side: of the square, in pixels.
     count: how many, `config.data.aspect_buckets`.
     factor: pixels to a latent; `side` is a multiple of it.
 
-  Raises UserError where two of them would be the same, or a sixteenth of the
-  side is no whole number.
+  Raises UserError where two of them would be the same, or no such u is.
 
   >>> aspect_shapes(1024, 5, 8)
   ((1472, 704), (1216, 832), (1024, 1024), (832, 1216), (704, 1472))
@@ -44,15 +47,16 @@ def aspect_shapes(side: int, count: int, factor: int) -> tuple[Size, ...]:
   """
   if count == 1:
     return ((side, side),)
-  if side % _PARTS:
-    unit = math.lcm(_PARTS, factor)
+  unit = math.lcm(max(1, side // _PARTS), factor)
+  if side % _PARTS or unit * _FEWEST > side:
+    whole = _PARTS * factor
     raise UserError(
       f"config.data.resolution is {side}, and the sides of several "
-      f"config.data.aspect_buckets are sixteenths of it. Set it to a multiple "
-      f"of {unit}, such as {-(-side // unit) * unit}; or "
-      "config.data.aspect_buckets to 1, the square alone."
+      "config.data.aspect_buckets are sixteenths of it, or eighths, in whole "
+      f"latents of {factor} pixels. Set it to a multiple of {whole}, such as "
+      f"{-(-side // whole) * whole}; or config.data.aspect_buckets to 1, the "
+      "square alone."
     )
-  unit = math.lcm(side // _PARTS, factor)
   possible = {
     n: found
     for n in range(1, _MOST + 1)

@@ -131,9 +131,16 @@ class IndexedImages(Prepared):
     refused = ", ".join(f"{n:,} {kind}" for kind, n in stats["refused"].items())
     return (
       f"{names}: {stats['rows']:,} rows, {refused or 'none'} refused; "
+      f"{self._told_content()}\n{self._manifest['formats']}"
+      f"{self._told_shapes()}"
+    )
+
+  def _told_content(self) -> str:
+    stats = self.stats
+    return (
       f"{stats['examples']:,} examples with {stats['responses']:,} images, "
       f"{stats['images']:,} of them different, of {stats['captions']:,} "
-      f"captions.\n{self._manifest['formats']}{self._told_shapes()}"
+      "captions."
     )
 
   def _told_shapes(self) -> str:

@@ -30,7 +30,7 @@ from jaxpref.data.image_index import (
 )
 from jaxpref.data.pictures import decode
 from jaxpref.errors import UserError
-from jaxpref.models.sdxl.image_model import ImageModel, tokenize
+from jaxpref.models.sdxl.image_model import ImageModel, tell_of_cuts, tokenize
 from jaxpref.models.sdxl.pipeline import (
   StoredParts,
   encode_images,
@@ -178,17 +178,22 @@ def encode_missing(
   caption_files = mine("captions", len(captions))
   if not (any(image_files.values()) or caption_files):
     return
+  asks_images = any(image_files.values())
   mesh = sharding.make_mesh(-1, 1, 1, jax.local_devices())
   with jax.set_mesh(mesh):
-    params = _load(model, mesh)
-    write_texts = _text_encoder(model, params)
+    params = _load(model, mesh, images=asks_images)
+    write_texts, cut = _text_encoder(model, params), 0
     for number in caption_files:
       texts = captions[number * per_file : (number + 1) * per_file]
-      entries = map(_bytes, write_texts(texts))
-      numbered.write(folder, "captions", number, entries)
+      ids, too_long = tokenize(model, texts)
+      cut += too_long
+      numbered.write(folder, "captions", number, map(_bytes, write_texts(ids)))
+    if told := tell_of_cuts(cut, model, "different captions"):
+      say(told)
+    if not asks_images:
+      return
     encode = _image_encoder(model, params)
-    asked_any = any(image_files.values())
-    stream = _cuts(data, files, settings.format) if asked_any else ()
+    stream = _cuts(data, files, settings.format)
     for number, group in itertools.groupby(
       enumerate(stream), lambda item: item[0] // per_file
     ):
@@ -216,12 +221,15 @@ def _bytes(entry: Latent | Text) -> bytes:
   return safetensors.numpy.save(entry._asdict())
 
 
-def _load(model: ImageModel, mesh: jax.sharding.Mesh) -> dict[str, Params]:
-  """The weights of the parts that encode, on every device."""
+def _load(
+  model: ImageModel, mesh: jax.sharding.Mesh, *, images: bool
+) -> dict[str, Params]:
+  """The weights of the parts that encode texts, and images, on every device."""
   everywhere = sharding.replicated(mesh)
   places = {
     name: jax.tree.map(lambda _: everywhere, each.shapes)
     for name, each in encoders(model.definitions).items()
+    if images or name != "vae"
   }
   parts = StoredParts(model.pipeline, places)
   return {name: parts[name] for name in places}
@@ -261,13 +269,13 @@ def _image_encoder(
 
 def _text_encoder(
   model: ImageModel, params: Mapping[str, Params]
-) -> Callable[[Sequence[str]], Iterator[Text]]:
+) -> Callable[[Mapping[str, np.ndarray]], Iterator[Text]]:
   program = jax.jit(functools.partial(encode_text, model.definitions))
 
-  def encode(captions: Sequence[str]) -> Iterator[Text]:
-    for batch in _batches(iter(captions), sharding.shards("batch")):
-      ids, _ = tokenize(model, batch)
-      filled = {name: _filled(list(rows)) for name, rows in ids.items()}
+  def encode(ids: Mapping[str, np.ndarray]) -> Iterator[Text]:
+    count = len(next(iter(ids.values())))
+    for batch in _batches(iter(range(count)), sharding.shards("batch")):
+      filled = {name: _filled(list(rows[batch])) for name, rows in ids.items()}
       states = jax.device_get(program(params, filled))
       context, pooled = (np.asarray(x, np.float32) for x in states)
       for k in range(len(batch)):

@@ -84,7 +84,8 @@ class Order:
     ]
     places.sort(key=lambda place: place[0])
     if len(alike) > 1 and self._seed is not None and self._rank is None:
-      rng = np.random.default_rng([self._seed, epoch, 0, 1])
+      # No other draw has a key of so many numbers.
+      rng = np.random.default_rng([self._seed, epoch, 0, 0, 1])
       places = [places[k] for k in rng.permutation(len(places))]
     return [found[place] for place in places]
 

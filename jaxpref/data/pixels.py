@@ -27,7 +27,7 @@ from jaxpref.data.images import (
   image_shapes,
 )
 from jaxpref.data.pictures import decode, encoded_bytes
-from jaxpref.models.sdxl.image_model import ImageModel, tokenize
+from jaxpref.models.sdxl.image_model import ImageModel, tell_of_cuts, tokenize
 from jaxpref.types import Image, PixelBatch
 
 
@@ -121,3 +121,8 @@ def _copy(
       numbered.write(data.copied, "images", number, entries)
       done = min((number + 1) * per_file, len(images))
       say(f"Copied {done:,} of {len(images):,} images.")
+  if mine:
+    assert data.model
+    _, cut = tokenize(data.model, data.listed["captions"])
+    if told := tell_of_cuts(cut, data.model, "different captions"):
+      say(told)

@@ -24,7 +24,7 @@ from jaxpref.data.images import (
   encoding_key,
   resolution,
 )
-from jaxpref.models.sdxl.image_model import ImageModel, tell_of_cuts, tokenize
+from jaxpref.models.sdxl.image_model import ImageModel
 from jaxpref.types import PICTURES, Record, Response
 
 
@@ -48,16 +48,10 @@ class PreparedPrompts(PreparedImages):
     nothing = np.zeros(self.latent, np.float32)
     return Latent(nothing, nothing, np.zeros(6, np.float32))
 
-  def summary(self) -> str:
-    """What was read and refused, in a few lines."""
-    stats, files = self.stats, self._manifest["files"]
-    different = f"{stats['captions']:,} of them different"
-    names = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-    refused = ", ".join(f"{n:,} {kind}" for kind, n in stats["refused"].items())
+  def _told_content(self) -> str:
     return (
-      f"{names}: {stats['rows']:,} rows, {refused or 'none'} refused; "
-      f"{stats['examples']:,} prompts, {different}. Training samples images of "
-      f"them, and reads no others.\n{self._manifest['formats']}"
+      f"{self.stats['examples']:,} prompts, {self.stats['captions']:,} of them "
+      "different. Training samples images of them, and reads no others."
     )
 
 
@@ -88,9 +82,6 @@ def prepare_prompts(
   numbered.fill(
     functools.partial(encode_missing, found, files, data, model, say)
   )
-  _, cut = tokenize(model, found.listed["captions"])
-  if told := tell_of_cuts(cut, model):
-    say(told)
   return found
 
 

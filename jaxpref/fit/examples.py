@@ -11,7 +11,12 @@ from jaxpref.data.mixture import make_order
 from jaxpref.data.order import Order
 from jaxpref.data.prepared import Prepared, split_holdout
 from jaxpref.errors import UserError
-from jaxpref.fit.loss import compares, find_loss, needs_mismatched
+from jaxpref.fit.loss import (
+  compares,
+  find_loss,
+  is_online,
+  needs_mismatched,
+)
 from jaxpref.fit.usable import usable_examples
 from jaxpref.hosts import say
 
@@ -37,7 +42,10 @@ def read_examples(
   data = settings.data
   if not (data.path or data.sources):
     raise UserError(
-      "config.data.path is empty. Give a file of comparisons (.jsonl, "
+      "config.data.path is empty. Give a .txt file with a prompt a line, or "
+      "rows with `prompt` or `caption` in each (.json, .jsonl, .parquet …)."
+      if is_online(find_loss(settings.loss))
+      else "config.data.path is empty. Give a file of comparisons (.jsonl, "
       ".jsonl.gz, .jsonl.zst, .csv, .parquet, .arrow or .array_record), or a "
       "folder of such files; or several in config.data.sources."
     )

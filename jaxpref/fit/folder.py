@@ -58,7 +58,9 @@ def check_folder(settings: config.Config, workdir: pathlib.Path) -> None:
       "empty folder, or one that is not there yet."
     )
   if has_checkpoint(workdir):
-    before, now = _flat(old), _flat(config.to_dict(settings))
+    # What an older version did not know was as it is by default.
+    before = _flat(config.to_dict(config.Config())) | _flat(old)
+    now = _flat(config.to_dict(settings))
     _refuse_changes(workdir, before, now)
 
 

@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping
 
 from jaxpref import config
 from jaxpref.errors import UserError
-from jaxpref.fit.loss import compares, find_loss, needs_reference
+from jaxpref.fit.loss import (
+  compares,
+  find_loss,
+  needs_reference,
+  takes_steps,
+)
 
 PATIENCE = 10
 """Logged lines in a row; a single one says little."""
@@ -20,13 +25,17 @@ class Guard:
   A run that resumes counts anew.
   """
 
-  def __init__(self, mode: str, say: Callable[[str], None]):
+  def __init__(
+    self, mode: str, say: Callable[[str], None], *, damps: bool = True
+  ):
     """
     Args:
       mode: 'warn', once each time it begins, 'stop', or '' for neither.
       say: is told the warning.
+      damps: whether the loss has the option `damp`.
     """
     self._mode, self._say, self._count = mode, say, 0
+    self._damp = ", or config.loss.damp" if damps else ""
 
   def watch(self, step: int, values: Mapping[str, float]) -> None:
     """Looks at a logged line; raises UserError where the run is to stop."""
@@ -39,8 +48,8 @@ class Guard:
       f"under the reference for {PATIENCE} logged lines (rewards/chosen "
       f"{sides[0]:.3g}, rewards/rejected {sides[1]:.3g}): the model gets worse "
       "at what is preferred too. Another run, in another --workdir, may have a "
-      "lower config.optimizer.learning_rate, a higher config.loss.beta, or "
-      "config.loss.damp."
+      "lower config.optimizer.learning_rate, a higher "
+      f"config.loss.beta{self._damp}."
     )
     if self._mode == "stop":
       raise UserError(
@@ -62,4 +71,4 @@ def make_guard(settings: config.Config, say: Callable[[str], None]) -> Guard:
       "does not compare pairs with a reference, by which both sides could "
       "fall. Set it to ''."
     )
-  return Guard(mode, say)
+  return Guard(mode, say, damps=not takes_steps(loss))

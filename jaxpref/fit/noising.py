@@ -144,7 +144,7 @@ def noise_steps(
   state, way = latent, []
   noisy = np.flatnonzero(sampler.steps.std)
   for number in range(noisy[-1] + 1):
-    step = Step(*(jnp.asarray(column[number]) for column in sampler.steps))
+    step = sampler.steps.at(number)
     if number:
       noise = (state - step.alpha * latent) / step.sigma
     else:
@@ -159,8 +159,7 @@ def noise_steps(
     jnp.stack([each[i] for i in noisy], axis=1)
     for each in zip(*way, strict=True)
   )
-  steps = Step(*(jnp.asarray(column[noisy]) for column in sampler.steps))
-  return Transitions(steps, before, after), asked
+  return Transitions(sampler.steps.at(noisy), before, after), asked
 
 
 def trajectory_keys(

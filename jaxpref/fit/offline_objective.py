@@ -44,8 +44,8 @@ def offline_objective(
 
   A slot is an image, which `noise_steps` noises to the steps of
   `config.sample`; the last one, without noise, is left out. All of them are
-  computed at once, so that a device has `data.rows_per_device` times as many
-  latents.
+  computed at once: each of the `data.rows_per_device` images of a device is so
+  many latents.
 
   Roles are those of `image_objective`, and so are the arguments.
   """
@@ -80,6 +80,10 @@ def offline_objective(
     views = StepViews(batch, *values, losses.spec(loss).unit)
     found = {"loss": loss_term(loss, own_options(settings.loss), views)}
     chosen, rejected = (views[name] for name in losses.inputs(loss))
+    if losses.spec(loss).unit == "pair":  # one sigmoid for all steps
+      chosen, rejected = (
+        jnp.sum(x, axis=-1, keepdims=True) for x in (chosen, rejected)
+      )
     fell = jnp.mean((chosen < 0.0) & (rejected < 0.0), axis=-1)
     error = jnp.mean(views.error, axis=-1)
     metrics = {
@@ -106,10 +110,6 @@ class StepViews(Views):
     self.batch, self.unit = batch, unit
     self._values = {"noised_logratio": logratio, "noised_gain": gain}
     self.error = error
-
-  @property
-  def has_reference(self) -> bool:
-    return True
 
   def slot_values(self, what: str) -> _ByStep:
     """noised_logratio or noised_gain, of every slot."""

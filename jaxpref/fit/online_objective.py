@@ -18,7 +18,6 @@ from jaxpref import config, losses
 from jaxpref.fit.image_objective import image_objective, predict
 from jaxpref.fit.image_reward import Rate
 from jaxpref.fit.loss import find_loss, is_online, own_options, takes_steps
-from jaxpref.fit.noising import Transitions
 from jaxpref.fit.objectives import Objective, Roles, Terms
 from jaxpref.fit.offline_objective import offline_objective
 from jaxpref.fit.rollout import IMAGES, Rollout, noisy_sampler, roll_out
@@ -124,8 +123,8 @@ def online_image_objective(
     trainable: Roles, frozen: Roles, batch: ImageBatch, key: jax.Array
   ) -> _Values:
     policy = overlay(frozen.get("base", {}), trainable["policy"])
-    made = sample(jax.lax.stop_gradient(policy), frozen, batch)
-    steps = made.before.shape[1]
+    rollout = sample(jax.lax.stop_gradient(policy), frozen, batch)
+    steps = rollout.made.before.shape[1]
     drops = training and definition.lora.dropout > 0
     key = jax.random.fold_in(key, batch.slots.example_id[0])
     logratio, *_ = compare_transitions(
@@ -133,11 +132,12 @@ def online_image_objective(
       policy,
       frozen,
       _rows(batch, vae.config.factor, IMAGES * steps),
-      Transitions(made.steps, made.before, made.after),
+      rollout.made,
       prediction=kind,
       dropout_key=key if drops else None,
     )
-    return logratio.reshape(-1, IMAGES, steps), made.reward.reshape(-1, IMAGES)
+    reward = rollout.reward.reshape(-1, IMAGES)
+    return logratio.reshape(-1, IMAGES, steps), reward
 
   def terms(
     state: Any, batch: ImageBatch, values: _Values

@@ -17,11 +17,11 @@ from jaxpref import config
 from jaxpref.errors import UserError
 from jaxpref.fit.image_reward import find_reward
 from jaxpref.fit.loss import find_loss, is_online
-from jaxpref.fit.noising import trajectory_keys
+from jaxpref.fit.noising import Transitions, trajectory_keys
 from jaxpref.models.sdxl.scheduler import Scheduler
 from jaxpref.ops.noise import Latents
 from jaxpref.sample.denoise import Predict, denoise_trajectory, draws
-from jaxpref.sample.samplers import SAMPLERS, Sampler, Step, make_sampler
+from jaxpref.sample.samplers import SAMPLERS, Sampler, make_sampler
 from jaxpref.score.raters import Rater
 from jaxpref.types import ImageBatch
 
@@ -30,14 +30,9 @@ IMAGES = 2
 
 
 class Rollout(NamedTuple):
-  """The steps with noise of all images, and how the images were liked.
+  """The steps with noise of all images, and how the images were liked."""
 
-  The images of a prompt stand side by side.
-  """
-
-  steps: Step  # numbers of each
-  before: Float32[Array, "images steps y x c"]  # where each began
-  after: Float32[Array, "images steps y x c"]  # where it went
+  made: Transitions
   reward: Float32[Array, " images"]
 
 
@@ -76,12 +71,10 @@ def roll_out(
   )
   noisy = np.flatnonzero(sampler.steps.std)
   by_image = jnp.moveaxis(states, 0, 1)
-  return Rollout(
-    steps=Step(*(jnp.asarray(column[noisy]) for column in sampler.steps)),
-    before=by_image[:, noisy],
-    after=by_image[:, noisy + 1],
-    reward=rate(decode(states[-1])),
+  made = Transitions(
+    sampler.steps.at(noisy), by_image[:, noisy], by_image[:, noisy + 1]
   )
+  return Rollout(made, rate(decode(states[-1])))
 
 
 def noisy_sampler(settings: config.Config, scheduler: Scheduler) -> Sampler:
@@ -143,13 +136,15 @@ def check_rollout(settings: config.Config) -> None:
         "the data's images: it learns from those that it samples, all of their "
         "steps. Leave it out."
       )
-  data = settings.data
-  if data.encode == "during" or data.flip or data.aspect_buckets > 1:
-    raise UserError(
-      f"{what} learns from the images that it samples, all of one size, and "
-      "config.data.encode=during, config.data.flip or "
-      "config.data.aspect_buckets is for those of the data. Leave them out."
-    )
+  default = config.Data()
+  for name in ("encode", "flip", "aspect_buckets"):
+    value = getattr(settings.data, name)
+    if value != getattr(default, name):
+      raise UserError(
+        f"config.data.{name} is {value}, and {what} learns from the images "
+        "that it samples, all of one size: it is for those of the data. Leave "
+        "it out."
+      )
   if settings.reference.mode == "cached":
     raise UserError(
       f"config.reference.mode is 'cached', and {what} samples other images in "

@@ -83,18 +83,21 @@ def ratio_metrics(
   settings: config.Loss,
 ) -> Terms:
   """Means over pairs that are told apart, of the means over their steps."""
-  scale, clip = beta(settings), option(settings, "clip", 1.0)
-  beyond = jnp.abs(jnp.expm1(jnp.stack([chosen, rejected]))) > clip
-  chosen, rejected = scale * chosen, scale * rejected
 
   def mean(x: Array) -> Term:
     return sum_valid(jnp.mean(x.astype(jnp.float32), axis=-1), told)
 
+  metrics = {}
+  if clip := option(settings, "clip", 0.0):
+    beyond = jnp.abs(jnp.expm1(jnp.stack([chosen, rejected]))) > clip
+    metrics["ratios/clipped"] = mean(jnp.mean(beyond, 0, dtype=jnp.float32))
+  scale = beta(settings)
+  chosen, rejected = scale * chosen, scale * rejected
   return {
     "rewards/chosen": mean(chosen),
     "rewards/rejected": mean(rejected),
     "rewards/margins": mean(chosen - rejected),
     "rewards/accuracies": mean(chosen > rejected),
     "rewards/ties": mean(chosen == rejected),
-    "ratios/clipped": mean(jnp.mean(beyond, axis=0, dtype=jnp.float32)),
+    **metrics,
   }

@@ -111,7 +111,9 @@ def pso_offline_sum(
       loss = -log σ(beta sum over steps of (chosen - rejected))
 
   Use: as `pso_offline`, for the objective of the paper: one sigmoid for all
-  steps of a pair, without a clip, and the chosen image by its errors.
+  steps of a pair, without a clip, and the chosen image by its errors. The
+  paper's rejected side is a way that the model before training sampled; of a
+  pair of data there is none, and the sampler's way to the image stands for it.
 
   The two sides are not alike: equal gains of both images count on the rejected
   side by the step's (to_noise - to_latent sigma / alpha)² / (2 std²), which is

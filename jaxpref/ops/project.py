@@ -33,7 +33,8 @@ def project(
 def _forward(
   x: Array, kernel: Array, num_inputs: int
 ) -> tuple[Array, tuple[Array, Array]]:
-  return project(x, kernel, num_inputs), (x, kernel)
+  # Not `project`: the policies of jax.checkpoint look for products.
+  return jnp.tensordot(x, kernel, axes=num_inputs), (x, kernel)
 
 
 def _backward(
@@ -54,7 +55,8 @@ def _backward(
 def _few(rows: Sequence[int], kernel: Sequence[int], inputs: int) -> bool:
   """Whether to transpose the rows is cheaper than to transpose the kernel.
 
-  Where it has to be one of the two: other devices multiply in any order.
+  Where it has to be one of the two: other devices multiply in any order. The
+  rows are those of all devices.
   """
   into, out = math.prod(kernel[:inputs]), math.prod(kernel[inputs:])
   small = math.prod(rows) * (into + out) < into * out

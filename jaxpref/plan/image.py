@@ -136,6 +136,7 @@ def image_job(settings: config.Config, mesh: jax.sharding.Mesh) -> Job:
       f"Images and captions are encoded {settings.data.encode} training.",
       *([_SHAPES] if settings.data.aspect_buckets > 1 else ()),
       *(_SAMPLED if vae else ()),
+      *([_noised(sampler)] if sampler and not vae else ()),
       *([_TOLD] if options else ()),
     ),
     compiler_options=options,
@@ -287,6 +288,11 @@ def _pooled(shape: UNetConfig) -> int:
   """Entries of the pooled text that SDXL's conditions take."""
   sizes = 6 * (shape.addition_time_embed_dim or 0)
   return max(1, (shape.projection_class_embeddings_input_dim or 0) - sizes)
+
+
+def _noised(sampler: Sampler) -> str:
+  timesteps = np.count_nonzero(sampler.steps.std)
+  return f"Each is noised to {timesteps} timesteps, all computed at once."
 
 
 def _images(settings: config.Config) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import Var
+from jax.interpreters import partial_eval
 
 
 def computed_flops(jaxpr: Any) -> float:
@@ -13,7 +14,13 @@ def computed_flops(jaxpr: Any) -> float:
 
   What is computed again to save memory counts as often as it is, and so do
   pads. A loop's body counts as often as it runs; of branches the dearest does.
+  What no result needs is left out, as compilers do: a frozen weight's gradient.
   """
+  live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _sum(live)
+
+
+def _sum(jaxpr: Any) -> float:
   return sum((_flops(equation) for equation in jaxpr.eqns), 0.0)
 
 
@@ -43,7 +50,7 @@ def _flops(equation: Any) -> float:
     return _convolution(equation)
   if name == "pallas_call" and params.get("cost_estimate"):
     return float(params["cost_estimate"].flops)
-  inner = [computed_flops(each) for each in _inner(params)]
+  inner = [_sum(each) for each in _inner(params)]
   if name == "scan":
     return params["length"] * sum(inner, 0.0)
   if name == "cond":

@@ -69,7 +69,7 @@ def _prompts(sample: config.Sample) -> list[str]:
   if not sample.prompts:
     raise UserError(
       "config.sample.prompts is empty. Give a text file with a prompt a line, "
-      "or a .jsonl file with `prompt` in each row."
+      "or rows with `prompt` or `caption` in each (.jsonl, .json, .parquet …)."
     )
   prompts = read_prompts(pathlib.Path(sample.prompts))
   for number, prompt in enumerate(prompts):

@@ -16,8 +16,9 @@ instead, which is the same sampler in other units.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Float32
 import numpy as np
 
@@ -39,6 +40,10 @@ class Step(NamedTuple):
   std: Float32[Leaf, "*steps"]
   extrapolate: Float32[Leaf, "*steps"]  # how much of the latent's last change
   skip: Float32[Leaf, "*steps"]  # share of x, in power, in the latent
+
+  def at(self, index: Any) -> "Step":
+    """One of all steps, or those of several indices, as arrays of JAX."""
+    return Step(*(jnp.asarray(column[index]) for column in self))
 
 
 class Sampler(NamedTuple):

@@ -21,7 +21,7 @@ def test_shapes_by_hand():
 
 
 @pytest.mark.parametrize("count", range(1, 10))
-@pytest.mark.parametrize("side", [512, 768, 1024])
+@pytest.mark.parametrize("side", [512, 640, 768, 896, 1024])
 def test_shapes_are_what_they_are_said_to_be(side, count):
   shapes = np.array(aspect_shapes(side, count, 8))
   assert len(np.unique(shapes, axis=0)) == count
@@ -41,9 +41,13 @@ def test_shapes_are_what_they_are_said_to_be(side, count):
 @pytest.mark.parametrize(
   ("side", "count", "factor", "says"),
   [
-    (1000, 3, 8, "resolution is 1000, .* multiple of 16, such as 1008"),
-    (24, 2, 8, "such as 32"),
-    (16, 5, 8, "is 5, and at .* multiples of 8, .* Set it to 3, or a larger"),
+    (1000, 3, 8, "resolution is 1000, .* multiple of 128, such as 1024"),
+    # Sixteenths that are no whole latents: sides would be halves of these.
+    (1008, 3, 8, "resolution is 1008, .* such as 1024"),
+    (400, 3, 8, "resolution is 400, .* such as 512"),
+    (24, 2, 8, "such as 128"),
+    (8, 2, 8, "such as 128"),
+    (16, 8, 2, "is 8, and at .* multiples of 2, .* Set it to 7, or a larger"),
     (1024, 16, 8, r"would be the same\. Set it to \d+"),
     (1024, 10**9, 8, "would be the same"),
   ],

@@ -57,6 +57,30 @@ def test_a_line_that_is_no_text_is_refused(tmp_path):
     read_prompts(file)
 
 
+@pytest.mark.parametrize(
+  ("name", "text", "found"),
+  [
+    ("list.json", '[{"caption": "a cat"}, {"caption": "a dog"}]', 2),
+    ("rows.jsonl", '{"prompt": "a cat", "caption": "no"}\n', 1),
+    ("table.csv", "caption\na cat\na dog\n", 2),
+    ("plain", "a cat\na dog\n", 2),
+    ("no.jsonl", '{"prompt": "a cat"}\n{"text": "a dog"}\n', "line 2: .*text"),
+    ("deep.jsonl", "[" * 9000, "line 1: not JSON"),
+    ("none.jsonl", "\n", "holds no row"),
+    ("none.txt", "\n", "holds no row"),
+    ("none", "\n", "holds no prompt"),
+  ],
+)
+def test_what_is_sampled_may_be_in_any_container(tmp_path, name, text, found):
+  file = tmp_path / name
+  file.write_text(text)
+  if isinstance(found, int):
+    assert read_prompts(file) == ["a cat", "a dog"][:found]
+  else:
+    with pytest.raises(UserError, match=found):
+      read_prompts(file)
+
+
 @pytest.mark.parametrize("name", ["prompts", "captions", "pickapic_no_images"])
 def test_rows_without_images(tmp_path, name):
   path = schemas.write(tmp_path, name)
@@ -153,7 +177,7 @@ def test_prompts_that_are_cut_are_counted(model, tmp_path):
   prepare_prompts(
     config.Data(), str(file), model, said.append, tmp_path / "cache"
   )
-  assert "1 of the prompts are longer than the 77 tokens" in said[-1]
+  assert "1 of the different captions are longer than the 77" in said[-1]
 
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])

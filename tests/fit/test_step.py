@@ -135,11 +135,15 @@ def _assert_spec(x, where):
   assert x.sharding.spec == where.spec
 
 
-@pytest.mark.parametrize("way", [{}, {"mesh": (1, 4, 2)}], ids=["1", "4x2"])
-def test_one_trace_for_one_shape(train, way):
-  """Of the objective two: once to count, once to differentiate."""
+@pytest.mark.parametrize(
+  ("way", "traces"),
+  [({}, 1), ({"mesh": (1, 4, 2)}, 1), ({"rows": 1}, 2)],
+  ids=["1", "4x2", "micro-batches"],
+)
+def test_one_trace_for_one_shape(train, way, traces):
+  """Several micro-batches are traced once more, to count."""
   trained = train(**way)
-  assert trained.traces == 2
+  assert trained.traces == traces
   assert trained.step._cache_size() == 1
 
 

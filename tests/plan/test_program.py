@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxpref.ops.project import project
 from jaxpref.plan.program import computed_flops, kept_bytes
 
 W = jax.ShapeDtypeStruct((5, 8, 8), jnp.float32)
@@ -33,6 +34,18 @@ def test_what_is_computed_again_counts_again():
     layers = functools.partial(_layers, policy=policy)
     found = _flops(jax.grad(layers, argnums=(0, 1)), W, X)
     assert found == passes * 5 * product
+
+
+def test_gradients_that_nothing_needs_do_not_count():
+  """Of frozen kernels, which `project` has a rule for."""
+
+  def loss(x, w):
+    layers = lambda x, w: (jnp.tanh(project(x, w, 1)), None)
+    return jnp.sum(jax.lax.scan(layers, x, w)[0])
+
+  product = 2 * 3 * 8 * 8
+  assert _flops(jax.grad(loss), X, W) == 2 * 5 * product
+  assert _flops(jax.grad(loss, argnums=(0, 1)), X, W) == 3 * 5 * product
 
 
 def test_convolutions_and_branches():

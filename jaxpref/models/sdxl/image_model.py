@@ -123,13 +123,13 @@ def tokenize(
   return ids, int(too_long.sum())
 
 
-def tell_of_cuts(count: int, model: ImageModel) -> str:
-  """What to say where so many prompts were cut; '' where none was."""
+def tell_of_cuts(count: int, model: ImageModel, what: str = "prompts") -> str:
+  """What to say where so many texts were cut; '' where none was."""
   if not count:
     return ""
   encoder = model.definitions[next(iter(model.tokenizers))].config
   return (
-    f"Warning: {count} of the prompts are longer than the "
+    f"Warning: {count:,} of the {what} are longer than the "
     f"{encoder.max_position_embeddings} tokens that the model reads; the "
     "rest of them is cut off."
   )
