@@ -7,7 +7,7 @@
 #   make clean        remove caches and build outputs (not .venv, not runs/)
 
 PYTHON ?= python3
-# Test processes. Each holds up to about 2 GB.
+# Test processes. Each grows to about 5 GB.
 JOBS ?= 2
 WORKDIR ?= runs/quickstart
 
@@ -25,7 +25,7 @@ quickstart: .venv/installed
 	  --workdir=$(WORKDIR)
 
 test: check
-	$(BIN)/python -m pytest -n $(JOBS) --durations=8
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=8
 
 check: .venv/installed-test
 	$(BIN)/ruff format --check --quiet .
@@ -39,7 +39,6 @@ check: .venv/installed-test
 certify: .venv/installed-test
 	mkdir -p docs
 	XLA_FLAGS="--xla_backend_optimization_level=3 \
-	  --xla_cpu_use_fusion_emitters=true \
 	  --xla_cpu_multi_thread_eigen=true $$XLA_FLAGS" \
 	  JAXPREF_CERTIFICATES=docs/certificates.md \
 	  $(BIN)/python -m pytest -m certify

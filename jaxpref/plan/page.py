@@ -96,7 +96,8 @@ def _memory(measured: Measured) -> Iterable[str]:
 
 
 def _work(measured: Measured) -> Iterable[str]:
-  share = measured.useful / measured.computed
+  # Useful counts a gradient of every layer's inputs; the first needs none.
+  share = min(1.0, measured.useful / measured.computed)
   yield (
     f"Useful work of a step: {_si(measured.useful)}FLOP. Computed: "
     f"{_si(measured.computed)}FLOP, of which {share:.0%} is useful; the rest "

@@ -48,7 +48,9 @@ def test_a_step_on_eight_devices(build):
   measured = measure(job, mesh)
   assert measured.chips == 8
   assert measured.fits
-  assert 0 < measured.useful < measured.computed
+  # Nothing is computed twice here. Useful is 3 F, also of the first layers,
+  # whose inputs have no gradient.
+  assert measured.useful == pytest.approx(measured.computed, rel=0.01)
   assert measured.collectives["all-gather"].bytes > 0
   # Of policy and reference a chip has less than its share along fsdp alone.
   held = jax.tree.leaves((job.state.params, job.frozen))
