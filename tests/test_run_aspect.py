@@ -73,8 +73,7 @@ def build(pictures, tiny_images):
 
 
 def test_from_caches_and_from_pixels_are_the_same(build, tmp_path, monkeypatch):
-  """Steps have one program for each shape."""
-  # Shapes as traced: what JAX keeps of a long process's programs is its own.
+  """Steps come in three shapes, as they are traced."""
   traced, make = {"before": set(), "during": set()}, run_module.make_step
 
   def spied(objective, *rest):

@@ -15,9 +15,7 @@ from jaxpref.errors import UserError
 Size = tuple[int, int]  # rows and columns, in pixels
 
 _PARTS = 16  # of the square's side: what the sides of all shapes are made of
-_FEWEST = (
-  8  # such parts; of fewer, shapes would be far from what they should be
-)
+_FEWEST = 8  # of them: of fewer, shapes are far from what they are said to be
 _WIDEST = 2.0  # aspects are between 1:2 and 2:1
 _MOST = _PARTS  # shapes that could differ, and more
 

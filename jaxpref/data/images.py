@@ -30,6 +30,7 @@ from jaxpref.data.image_index import (
 )
 from jaxpref.data.pictures import decode
 from jaxpref.errors import UserError
+from jaxpref.files import replacing
 from jaxpref.models.sdxl.image_model import ImageModel, tell_of_cuts, tokenize
 from jaxpref.models.sdxl.pipeline import (
   StoredParts,
@@ -119,7 +120,33 @@ def prepare_images(
   numbered.fill(
     functools.partial(encode_missing, found, files, data, model, say)
   )
+  tell_of_cut_captions(found, model, root, folder.name, say)
   return found
+
+
+def tell_of_cut_captions(
+  data: IndexedImages,
+  model: ImageModel,
+  root: pathlib.Path,
+  key: str,
+  say: Callable[[str], None],
+) -> None:
+  """Says how many captions the model reads a part of.
+
+  They are counted once, which takes seconds where there are many, and the count
+  is kept below `root` by their `encoding_key`.
+  """
+  if jax.process_index():
+    return
+  file = root / "cut_captions" / f"{key}.json"
+  if not file.exists():
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as partial:
+      _, count = tokenize(model, data.listed["captions"])
+      partial.write_text(json.dumps(count))
+  count = json.loads(file.read_text())
+  if told := tell_of_cuts(count, model, "different captions"):
+    say(told)
 
 
 def image_shapes(data: config.Data, model: ImageModel) -> tuple[Size, ...]:
@@ -182,14 +209,11 @@ def encode_missing(
   mesh = sharding.make_mesh(-1, 1, 1, jax.local_devices())
   with jax.set_mesh(mesh):
     params = _load(model, mesh, images=asks_images)
-    write_texts, cut = _text_encoder(model, params), 0
+    write_texts = _text_encoder(model, params)
     for number in caption_files:
       texts = captions[number * per_file : (number + 1) * per_file]
-      ids, too_long = tokenize(model, texts)
-      cut += too_long
+      ids, _ = tokenize(model, texts)
       numbered.write(folder, "captions", number, map(_bytes, write_texts(ids)))
-    if told := tell_of_cuts(cut, model, "different captions"):
-      say(told)
     if not asks_images:
       return
     encode = _image_encoder(model, params)
@@ -224,7 +248,10 @@ def _bytes(entry: Latent | Text) -> bytes:
 def _load(
   model: ImageModel, mesh: jax.sharding.Mesh, *, images: bool
 ) -> dict[str, Params]:
-  """The weights of the parts that encode texts, and images, on every device."""
+  """The weights of the parts that encode texts, or these and images.
+
+  On every device.
+  """
   everywhere = sharding.replicated(mesh)
   places = {
     name: jax.tree.map(lambda _: everywhere, each.shapes)
@@ -273,12 +300,13 @@ def _text_encoder(
   program = jax.jit(functools.partial(encode_text, model.definitions))
 
   def encode(ids: Mapping[str, np.ndarray]) -> Iterator[Text]:
-    count = len(next(iter(ids.values())))
-    for batch in _batches(iter(range(count)), sharding.shards("batch")):
-      filled = {name: _filled(list(rows[batch])) for name, rows in ids.items()}
+    count, size = len(next(iter(ids.values()))), sharding.shards("batch")
+    for start in range(0, count, size):
+      here = slice(start, start + size)
+      filled = {name: _filled(list(rows[here])) for name, rows in ids.items()}
       states = jax.device_get(program(params, filled))
       context, pooled = (np.asarray(x, np.float32) for x in states)
-      for k in range(len(batch)):
+      for k in range(min(size, count - start)):
         yield Text(context[k], pooled[k])
 
   return encode

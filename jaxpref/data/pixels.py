@@ -25,9 +25,10 @@ from jaxpref.data.images import (
   encoded_fingerprint,
   encoding_key,
   image_shapes,
+  tell_of_cut_captions,
 )
 from jaxpref.data.pictures import decode, encoded_bytes
-from jaxpref.models.sdxl.image_model import ImageModel, tell_of_cuts, tokenize
+from jaxpref.models.sdxl.image_model import ImageModel, tokenize
 from jaxpref.types import Image, PixelBatch
 
 
@@ -98,6 +99,7 @@ def prepare_pixels(
     key=encoding_key(index, model, shapes),
   )
   numbered.fill(functools.partial(_copy, found, files, data.format, say))
+  tell_of_cut_captions(found, model, root, found.key, say)
   return found
 
 
@@ -121,8 +123,3 @@ def _copy(
       numbered.write(data.copied, "images", number, entries)
       done = min((number + 1) * per_file, len(images))
       say(f"Copied {done:,} of {len(images):,} images.")
-  if mine:
-    assert data.model
-    _, cut = tokenize(data.model, data.listed["captions"])
-    if told := tell_of_cuts(cut, data.model, "different captions"):
-      say(told)

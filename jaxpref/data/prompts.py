@@ -23,6 +23,7 @@ from jaxpref.data.images import (
   encode_missing,
   encoding_key,
   resolution,
+  tell_of_cut_captions,
 )
 from jaxpref.models.sdxl.image_model import ImageModel
 from jaxpref.types import PICTURES, Record, Response
@@ -82,6 +83,7 @@ def prepare_prompts(
   numbered.fill(
     functools.partial(encode_missing, found, files, data, model, say)
   )
+  tell_of_cut_captions(found, model, root, found.encoded.name, say)
   return found
 
 

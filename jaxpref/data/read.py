@@ -8,7 +8,15 @@ from jaxpref.data.containers import Damaged, Refusal, Row, Rows
 from jaxpref.data.source import Source
 from jaxpref.errors import UserError
 
-__all__ = ["READERS", "Refusal", "Row", "Source", "read_rows", "source_files"]
+__all__ = [
+  "READERS",
+  "Refusal",
+  "Row",
+  "Source",
+  "read_rows",
+  "reader",
+  "source_files",
+]
 
 READERS = {**containers.READERS, ".tar": tars.read_tar}
 """By what the names of files end with."""
@@ -33,7 +41,7 @@ def read_rows(files: Sequence[Source]) -> Iterator[Row | Refusal]:
   for file in files:
     count, folder = 0, file.folder
     try:
-      for row in _reader(file)(file):
+      for row in reader(file)(file):
         count += 1
         yield row._replace(folder=folder) if isinstance(row, Row) else row
     except Damaged as error:
@@ -47,5 +55,6 @@ def read_rows(files: Sequence[Source]) -> Iterator[Row | Refusal]:
       raise source.empty(file)
 
 
-def _reader(file: Source) -> Callable[[Source], Rows]:
+def reader(file: Source) -> Callable[[Source], Rows]:
+  """What reads a file of its name."""
   return next(READERS[end] for end in READERS if file.kind.endswith(end))

@@ -111,7 +111,8 @@ def source_files(
 
 def empty(file: Source) -> UserError:
   return UserError(
-    f"{file} is empty: it holds no row. Write it again, or name another file."
+    f"{file} is empty: it holds no row. Write the data again, or name another "
+    "file in data.path."
   )
 
 

@@ -35,7 +35,7 @@ class Guard:
       damps: whether the loss has the option `damp`.
     """
     self._mode, self._say, self._count = mode, say, 0
-    self._damp = ", or config.loss.damp" if damps else ""
+    self._damp = " or config.loss.damp" if damps else ""
 
   def watch(self, step: int, values: Mapping[str, float]) -> None:
     """Looks at a logged line; raises UserError where the run is to stop."""
@@ -48,7 +48,7 @@ class Guard:
       f"under the reference for {PATIENCE} logged lines (rewards/chosen "
       f"{sides[0]:.3g}, rewards/rejected {sides[1]:.3g}): the model gets worse "
       "at what is preferred too. Another run, in another --workdir, may have a "
-      "lower config.optimizer.learning_rate, a higher "
+      "lower config.optimizer.learning_rate, or a higher "
       f"config.loss.beta{self._damp}."
     )
     if self._mode == "stop":

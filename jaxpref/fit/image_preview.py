@@ -19,7 +19,7 @@ from jaxpref.models.sdxl.image_model import ImageModel
 from jaxpref.models.sdxl.pipeline import Pipeline, StoredParts, encoders
 from jaxpref.sample.album import Album
 from jaxpref.sample.image import make_images, make_recipe
-from jaxpref.sample.prompts import read_prompts
+from jaxpref.sample.prompts import read_captions
 from jaxpref.score.image_stage import open_scorers
 from jaxpref.score.raters import preference_rate
 from jaxpref.types import Params
@@ -117,8 +117,7 @@ class ImagePreview:
   def _choose(self, test: IndexedImages | None) -> list[str]:
     sample = self._settings.sample
     if sample.prompts:
-      prompts = read_prompts(pathlib.Path(sample.prompts))
-      return [str(prompt) for prompt in prompts[: sample.num_prompts]]
+      return read_captions(pathlib.Path(sample.prompts), sample.num_prompts)
     if test is None:
       return []
     count = min(sample.num_prompts, len(test))

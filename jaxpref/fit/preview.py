@@ -89,10 +89,9 @@ class Preview:
     if not self._settings.num_prompts:
       return []
     if self._settings.prompts:
-      prompts = read_prompts(pathlib.Path(self._settings.prompts))
-      return [
-        self._encode(prompt) for prompt in prompts[: self._settings.num_prompts]
-      ]
+      path, count = self._settings.prompts, self._settings.num_prompts
+      prompts = read_prompts(pathlib.Path(path), count)
+      return [self._encode(prompt) for prompt in prompts]
     if held_out is None:
       return []
     count = min(self._settings.num_prompts, len(held_out.prompt_lengths))

@@ -292,7 +292,7 @@ def _pooled(shape: UNetConfig) -> int:
 
 def _noised(sampler: Sampler) -> str:
   timesteps = np.count_nonzero(sampler.steps.std)
-  return f"Each is noised to {timesteps} timesteps, all computed at once."
+  return f"An image is noised to {timesteps} timesteps, all computed at once."
 
 
 def _images(settings: config.Config) -> int:

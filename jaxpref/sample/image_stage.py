@@ -17,7 +17,7 @@ from jaxpref.models.sdxl.image_model import (
 )
 from jaxpref.sample.album import Album, read_starts
 from jaxpref.sample.image import make_images, make_recipe
-from jaxpref.sample.prompts import read_prompts
+from jaxpref.sample.prompts import read_captions
 
 
 def sample_images(
@@ -71,14 +71,7 @@ def _prompts(sample: config.Sample) -> list[str]:
       "config.sample.prompts is empty. Give a text file with a prompt a line, "
       "or rows with `prompt` or `caption` in each (.jsonl, .json, .parquet …)."
     )
-  prompts = read_prompts(pathlib.Path(sample.prompts))
-  for number, prompt in enumerate(prompts):
-    if not isinstance(prompt, str):
-      raise UserError(
-        f"{sample.prompts}: prompt {number} is {type(prompt).__name__}; "
-        "images are made of texts."
-      )
-  return prompts
+  return read_captions(pathlib.Path(sample.prompts))
 
 
 def _told(

@@ -1,18 +1,24 @@
 """Files of prompts."""
 
+from collections.abc import Iterator
+import itertools
 import pathlib
 from typing import Any
 
-from jaxpref.data.containers import read_text
-from jaxpref.data.read import READERS, Refusal, Source, read_rows
+from jaxpref.data.containers import Damaged, read_text
+from jaxpref.data.read import READERS, Refusal, Source, reader
 from jaxpref.errors import UserError
 
 
-def read_prompts(path: pathlib.Path) -> list[Any]:
+def read_prompts(path: pathlib.Path, most: int | None = None) -> list[Any]:
   """Prompts of a file: `prompt` or else `caption` of each row.
 
   What no reader of data is for by its name, as a .txt file, has one a line;
   lines with nothing on them are passed over.
+
+  Args:
+    path: of the file.
+    most: how many, the first of them; None for all.
 
   Raises UserError for a file or a row that holds none.
   """
@@ -22,20 +28,46 @@ def read_prompts(path: pathlib.Path) -> list[Any]:
       "a prompt a line, or rows with `prompt` or `caption` in each (.jsonl, "
       ".json, .parquet …)."
     )
-  file, prompts = Source(str(path), path.name), []
+  try:
+    prompts = list(itertools.islice(_prompts(path), most))
+  except (Damaged, OSError) as error:
+    raise UserError(
+      f"config.sample.prompts: {path} cannot be read: {error}. Write it again, "
+      "or name another file."
+    ) from error
+  if not prompts and most != 0:
+    raise UserError(
+      f"config.sample.prompts: {path} holds no prompt. Write one, or name "
+      "another file."
+    )
+  return prompts
+
+
+def read_captions(path: pathlib.Path, most: int | None = None) -> list[str]:
+  """As `read_prompts`, of texts alone, as images are made of."""
+  prompts = read_prompts(path, most)
+  for number, prompt in enumerate(prompts):
+    if not isinstance(prompt, str):
+      raise UserError(
+        f"config.sample.prompts: {path}, prompt {number} is a "
+        f"{type(prompt).__name__}; images are made of texts."
+      )
+  return prompts
+
+
+def _prompts(path: pathlib.Path) -> Iterator[Any]:
+  file = Source(str(path), path.name)
   known = file.kind.endswith(tuple(READERS))
-  for row in read_rows([file]) if known else read_text(file):
+  for row in (reader(file) if known else read_text)(file):
     if isinstance(row, Refusal):
       raise UserError(
         f"config.sample.prompts: {path}, line {row.row}: {row.reason}."
       )
-    names = [name for name in ("prompt", "caption") if name in row.values]
-    if not names:
+    given = (row.values.get(name) for name in ("prompt", "caption"))
+    prompt = next((each for each in given if each is not None), None)
+    if prompt is None:
       raise UserError(
-        f"config.sample.prompts: {path}, line {row.number}: it has neither "
-        f"`prompt` nor `caption`, but {', '.join(map(str, row.values))}."
+        f"config.sample.prompts: {path}, line {row.number}: it has no `prompt` "
+        f"or `caption`; it has {', '.join(map(str, row.values)) or 'nothing'}."
       )
-    prompts.append(row.values[names[0]])
-  if not prompts:
-    raise UserError(f"config.sample.prompts: {path} holds no prompt.")
-  return prompts
+    yield prompt

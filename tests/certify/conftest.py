@@ -36,7 +36,7 @@ def _table() -> Iterator[dict[str, list[str]]]:
 @pytest.fixture
 def certify(_table: dict[str, list[str]]) -> Certify:
   """certify(what, measured, bar, holds): a row of the table; asserts it."""
-  test = os.environ["PYTEST_CURRENT_TEST"].split(" ")[0]
+  test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
   today = datetime.date.today().isoformat()
 
   def add(what: str, measured: str, bar: str, holds: bool) -> None:

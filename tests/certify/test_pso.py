@@ -60,7 +60,7 @@ def plain(student, launch, tmp_path_factory):
 
 @pytest.mark.parametrize(
   ("name", "config"),
-  [("PSO", "pso_shapes"), ("offline PSO", "pso_offline_shapes")],
+  [("PSO", "pso_shapes"), ("PSO offline", "pso_offline_shapes")],
 )
 def test_pso(name, config, plain, launch, certify, tmp_path):
   """Of images from the same noise, each sampled in four steps."""

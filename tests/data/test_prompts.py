@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from jaxpref import config
-from jaxpref.data import build, formats
+from jaxpref.data import build, formats, images
 from jaxpref.data.images import prepare_images
 from jaxpref.data.prompts import prepare_prompts
 from jaxpref.data.read import read_rows, source_files
 from jaxpref.errors import UserError
+from jaxpref.models.sdxl import pipeline
 from jaxpref.models.sdxl.image_model import open_image_model
 from jaxpref.sample.prompts import read_prompts
 
@@ -66,8 +67,10 @@ def test_a_line_that_is_no_text_is_refused(tmp_path):
     ("plain", "a cat\na dog\n", 2),
     ("no.jsonl", '{"prompt": "a cat"}\n{"text": "a dog"}\n', "line 2: .*text"),
     ("deep.jsonl", "[" * 9000, "line 1: not JSON"),
-    ("none.jsonl", "\n", "holds no row"),
-    ("none.txt", "\n", "holds no row"),
+    ("nulls.jsonl", '{"prompt": null, "caption": "a cat"}\n', 1),
+    ("null.csv", "caption,seed\na cat,1\n,2\n", "line 2: .*caption, seed"),
+    ("none.jsonl", "\n", "holds no prompt"),
+    ("none.txt", "\n", "holds no prompt"),
     ("none", "\n", "holds no prompt"),
   ],
 )
@@ -171,12 +174,24 @@ def test_of_prompts_alone_texts_are_encoded(model, tmp_path):
   assert part.fingerprint != found.fingerprint
 
 
-def test_prompts_that_are_cut_are_counted(model, tmp_path):
-  file, said = tmp_path / "prompts.txt", []
+def test_prompts_that_are_cut_are_counted(model, tmp_path, monkeypatch):
+  """Each time, though the tokenizer is asked once; and no autoencoder is."""
+  file, said, read = tmp_path / "prompts.txt", [], []
   file.write_text("a cat\n" + "word " * 100)
-  prepare_prompts(
-    config.Data(), str(file), model, said.append, tmp_path / "cache"
-  )
+  load = pipeline.load_part
+
+  def spied(folder, *args, **given):
+    read.append(folder.name)
+    return load(folder, *args, **given)
+
+  monkeypatch.setattr(pipeline, "load_part", spied)
+  for _ in range(2):
+    prepare_prompts(
+      config.Data(), str(file), model, said.append, tmp_path / "cache"
+    )
+    monkeypatch.setattr(images, "tokenize", pytest.fail)
+  assert read == ["text_encoder"]
+  assert said[0] == said[1]
   assert "1 of the different captions are longer than the 77" in said[-1]
 
 

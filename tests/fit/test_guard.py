@@ -54,6 +54,16 @@ def test_losses_that_it_cannot_guard(name):
     make_guard(settings, print)
 
 
+def test_what_it_advises_can_be_set():
+  """The losses of noised steps have no `damp`."""
+  said = []
+  settings = {"train": {"guard": "warn"}, "loss": {"name": "pso_offline"}}
+  guard = make_guard(config.build(settings), said.append)
+  for step in range(PATIENCE):
+    guard.watch(step, _line(-1.0, -1.0))
+  assert said[0].endswith("a higher config.loss.beta.")
+
+
 class _Ratios(Views):
   """Log-ratios that are given."""
 
