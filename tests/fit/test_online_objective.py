@@ -117,14 +117,14 @@ def _differentiate(objective):
   return call
 
 
-def _torch_loss(models, batch, made, beta=50.0, clip=0.1):
+def _torch_loss(models, batch, rollout, beta=50.0, clip=0.1):
   """The loss of each step of each pair: the authors' loop, in float64."""
   double = lambda x: torch.tensor(np.array(x, np.float64))
   nchw = lambda x: double(x).permute(0, 3, 1, 2)
   context = double(batch.context)[np.array(batch.prompt)].repeat_interleave(
     2, 0
   )
-  reward = np.array(made.reward).reshape(-1, 2)
+  made, reward = rollout.made, np.array(rollout.reward).reshape(-1, 2)
   found = []
   for j in range(3):
     here, there = SIGMAS[j : j + 2]
@@ -167,7 +167,7 @@ def test_loss_and_gradient_are_those_of_the_authors(parts, sd_folder):
     return predict(definition, policy, rows, x, told)
 
   vae, vae_params = parts["vae"]
-  made = roll_out(
+  rollout = roll_out(
     ask,
     functools.partial(decode_pixels, bind(vae, vae_params)),
     redness,
@@ -185,7 +185,7 @@ def test_loss_and_gradient_are_those_of_the_authors(parts, sd_folder):
       assert not weight.stacked or len(leaf) == 1
       leaf = weight.theirs(leaf[0] if weight.stacked else leaf)
       named[weight.name.format(0)].copy_(torch.tensor(leaf))
-  each, _ = _torch_loss(models, batch, made)
+  each, _ = _torch_loss(models, batch, rollout)
   # The last prompt is padding. Of three pairs, three steps each.
   assert terms["loss"].count == 9
   their = each[:3].mean()
