@@ -203,17 +203,17 @@ def encode_missing(
   kinds = ("images", "mirrored") if settings.flip else ("images",)
   image_files = {kind: mine(kind, len(data.cuts)) for kind in kinds}
   caption_files = mine("captions", len(captions))
-  if not (any(image_files.values()) or caption_files):
-    return
   asks_images = any(image_files.values())
+  if not (asks_images or caption_files):
+    return
   mesh = sharding.make_mesh(-1, 1, 1, jax.local_devices())
   with jax.set_mesh(mesh):
     params = _load(model, mesh, images=asks_images)
     write_texts = _text_encoder(model, params)
     for number in caption_files:
       texts = captions[number * per_file : (number + 1) * per_file]
-      ids, _ = tokenize(model, texts)
-      numbered.write(folder, "captions", number, map(_bytes, write_texts(ids)))
+      entries = map(_bytes, write_texts(texts))
+      numbered.write(folder, "captions", number, entries)
     if not asks_images:
       return
     encode = _image_encoder(model, params)
@@ -248,10 +248,7 @@ def _bytes(entry: Latent | Text) -> bytes:
 def _load(
   model: ImageModel, mesh: jax.sharding.Mesh, *, images: bool
 ) -> dict[str, Params]:
-  """The weights of the parts that encode texts, or these and images.
-
-  On every device.
-  """
+  """The weights of what encodes texts and `images`, on every device."""
   everywhere = sharding.replicated(mesh)
   places = {
     name: jax.tree.map(lambda _: everywhere, each.shapes)
@@ -296,17 +293,16 @@ def _image_encoder(
 
 def _text_encoder(
   model: ImageModel, params: Mapping[str, Params]
-) -> Callable[[Mapping[str, np.ndarray]], Iterator[Text]]:
+) -> Callable[[Sequence[str]], Iterator[Text]]:
   program = jax.jit(functools.partial(encode_text, model.definitions))
 
-  def encode(ids: Mapping[str, np.ndarray]) -> Iterator[Text]:
-    count, size = len(next(iter(ids.values()))), sharding.shards("batch")
-    for start in range(0, count, size):
-      here = slice(start, start + size)
-      filled = {name: _filled(list(rows[here])) for name, rows in ids.items()}
+  def encode(captions: Sequence[str]) -> Iterator[Text]:
+    for batch in _batches(iter(captions), sharding.shards("batch")):
+      ids, _ = tokenize(model, batch)
+      filled = {name: _filled(list(rows)) for name, rows in ids.items()}
       states = jax.device_get(program(params, filled))
       context, pooled = (np.asarray(x, np.float32) for x in states)
-      for k in range(min(size, count - start)):
+      for k in range(len(batch)):
         yield Text(context[k], pooled[k])
 
   return encode
