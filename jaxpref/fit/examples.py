@@ -19,6 +19,13 @@ from jaxpref.fit.loss import (
 )
 from jaxpref.fit.usable import usable_examples
 from jaxpref.hosts import say
+from jaxpref.sample import prompts
+
+_KINDS = (
+  "a file of comparisons (.jsonl, .jsonl.gz, .jsonl.zst, .csv, .parquet, "
+  ".arrow or .array_record), or a folder of such files; or several in "
+  "config.data.sources"
+)
 
 
 def read_examples(
@@ -41,14 +48,8 @@ def read_examples(
   """
   data = settings.data
   if not (data.path or data.sources):
-    raise UserError(
-      "config.data.path is empty. Give a .txt file with a prompt a line, or "
-      "rows with `prompt` or `caption` in each (.json, .jsonl, .parquet …)."
-      if is_online(find_loss(settings.loss))
-      else "config.data.path is empty. Give a file of comparisons (.jsonl, "
-      ".jsonl.gz, .jsonl.zst, .csv, .parquet, .arrow or .array_record), or a "
-      "folder of such files; or several in config.data.sources."
-    )
+    kinds = prompts.KINDS if is_online(find_loss(settings.loss)) else _KINDS
+    raise UserError(f"config.data.path is empty. Give {kinds}.")
   if data.eval_path and data.eval_holdout:
     raise UserError(
       "config.data.eval_path and config.data.eval_holdout are both set; use "

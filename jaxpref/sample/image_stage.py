@@ -17,7 +17,7 @@ from jaxpref.models.sdxl.image_model import (
 )
 from jaxpref.sample.album import Album, read_starts
 from jaxpref.sample.image import make_images, make_recipe
-from jaxpref.sample.prompts import read_captions
+from jaxpref.sample.prompts import KINDS, read_captions
 
 
 def sample_images(
@@ -67,10 +67,7 @@ def sample_images(
 
 def _prompts(sample: config.Sample) -> list[str]:
   if not sample.prompts:
-    raise UserError(
-      "config.sample.prompts is empty. Give a text file with a prompt a line, "
-      "or rows with `prompt` or `caption` in each (.jsonl, .json, .parquet …)."
-    )
+    raise UserError(f"config.sample.prompts is empty. Give {KINDS}.")
   return read_captions(pathlib.Path(sample.prompts))
 
 

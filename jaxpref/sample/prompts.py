@@ -9,6 +9,12 @@ from jaxpref.data.containers import Damaged, read_text
 from jaxpref.data.read import READERS, Refusal, Source, reader
 from jaxpref.errors import UserError
 
+KINDS = (
+  "a text file with a prompt a line, or rows with `prompt` or `caption` in "
+  "each (.jsonl, .json, .parquet …)"
+)
+"""Which files hold prompts, for messages."""
+
 
 def read_prompts(path: pathlib.Path, most: int | None = None) -> list[Any]:
   """Prompts of a file: `prompt` or else `caption` of each row.
@@ -24,9 +30,7 @@ def read_prompts(path: pathlib.Path, most: int | None = None) -> list[Any]:
   """
   if not path.is_file():
     raise UserError(
-      f"config.sample.prompts: there is no file {path}. Give a text file with "
-      "a prompt a line, or rows with `prompt` or `caption` in each (.jsonl, "
-      ".json, .parquet …)."
+      f"config.sample.prompts: there is no file {path}. Give {KINDS}."
     )
   try:
     prompts = list(itertools.islice(_prompts(path), most))
