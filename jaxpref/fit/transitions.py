@@ -87,17 +87,16 @@ def ratio_metrics(
   def mean(x: Array) -> Term:
     return sum_valid(jnp.mean(x.astype(jnp.float32), axis=-1), told)
 
-  metrics = {}
-  if clip := option(settings, "clip", 0.0):
+  scale, clip = beta(settings), option(settings, "clip", 0.0)
+  one, other = scale * chosen, scale * rejected
+  metrics = {
+    "rewards/chosen": mean(one),
+    "rewards/rejected": mean(other),
+    "rewards/margins": mean(one - other),
+    "rewards/accuracies": mean(one > other),
+    "rewards/ties": mean(one == other),
+  }
+  if clip:
     beyond = jnp.abs(jnp.expm1(jnp.stack([chosen, rejected]))) > clip
     metrics["ratios/clipped"] = mean(jnp.mean(beyond, 0, dtype=jnp.float32))
-  scale = beta(settings)
-  chosen, rejected = scale * chosen, scale * rejected
-  return {
-    "rewards/chosen": mean(chosen),
-    "rewards/rejected": mean(rejected),
-    "rewards/margins": mean(chosen - rejected),
-    "rewards/accuracies": mean(chosen > rejected),
-    "rewards/ties": mean(chosen == rejected),
-    **metrics,
-  }
+  return metrics
