@@ -148,6 +148,7 @@ def test_noise_depends_on_the_example_and_what_is_shared():
   made, target = _noised(batch)
   # epsilon: the target is the noise, which a pair shares at every step only
   # where what the sampler adds is the same too.
+  np.testing.assert_allclose(target[0, 0], target[1, 0], atol=1e-5)
   np.testing.assert_allclose(target[0], target[1], atol=1e-4)
   assert np.abs(target[0, 0] - target[2, 0]).max() > 1.0
   apart, noise = _noised(batch, share_noise=False)
