@@ -7,7 +7,7 @@
 #   make clean        remove caches and build outputs (not .venv, not runs/)
 
 PYTHON ?= python3
-# Test processes. Each grows to about 5 GB.
+# Test processes. Each grows to about 7 GB.
 JOBS ?= 2
 WORKDIR ?= runs/quickstart
 
