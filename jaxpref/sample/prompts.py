@@ -71,7 +71,7 @@ def _prompts(path: pathlib.Path) -> Iterator[Any]:
     prompt = next((each for each in given if each is not None), None)
     if prompt is None:
       raise UserError(
-        f"config.sample.prompts: {path}, line {row.number}: it has no `prompt` "
-        f"or `caption`; it has {', '.join(map(str, row.values)) or 'nothing'}."
+        f"config.sample.prompts: {path}, line {row.number}: nothing is in "
+        f"`prompt` or `caption`; its columns are {', '.join(row.values)}."
       )
     yield prompt

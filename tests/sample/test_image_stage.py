@@ -81,9 +81,8 @@ def test_mistakes_in_prompts(fail, tmp_path):
   path.write_text("\n \n")
   assert "holds no prompt" in fail(sample__prompts=path)
   path.write_text('{"prompt": "a cat"}\n{"text": "a dog"}\n')
-  assert "line 2: it has no `prompt` or `caption`; it has text" in fail(
-    sample__prompts=path
-  )
+  told = "line 2: nothing is in `prompt` or `caption`; its columns are text"
+  assert told in fail(sample__prompts=path)
   path.write_text('{"prompt": ["a cat"]}\n')
   assert "images are made of texts" in fail(sample__prompts=path)
   assert "sample.prompts is empty" in fail(sample__prompts="''")
