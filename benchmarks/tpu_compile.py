@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from jaxpref import sharding
 from jaxpref.models.build import bind, define
+from jaxpref.models.layers import Rngs
 from jaxpref.models.sdxl import layers, transformer
 from jaxpref.models.sdxl.config import sdxl_base
 from jaxpref.ops.full_attention import full_attention
@@ -84,7 +85,7 @@ def _pieces() -> dict[str, Callable[[], Piece]]:
 
 def _layer(make: Callable[..., nnx.Module], *inputs: Any) -> Piece:
   dtypes = layers.as_dtypes("bfloat16", "float32")
-  model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0), dtypes=dtypes))
+  model = nnx.eval_shape(lambda: make(rngs=Rngs(params=0), dtypes=dtypes))
   graphdef, params = nnx.split(model)
   call = lambda params, *x: nnx.merge(graphdef, params)(*x)
   return call, (nnx.to_pure_dict(params), *inputs)

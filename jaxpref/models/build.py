@@ -12,6 +12,7 @@ from jaxtyping import DTypeLike
 from jaxpref.config import Lora, Prompt, nearest
 from jaxpref.errors import UserError
 from jaxpref.models.heads import HeadParam, RewardHead, reward_weight
+from jaxpref.models.layers import Rngs
 from jaxpref.models.llama.config import LlamaConfig
 from jaxpref.models.llama.model import Llama
 from jaxpref.models.llama.weights import weights
@@ -123,7 +124,7 @@ def define(
     param_dtype=param_dtype,
     remat=remat,
   )
-  model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=0)))
+  model = nnx.eval_shape(lambda: make(rngs=Rngs(params=0)))
   table = _FAMILIES[type(config)].weights(config, model)
   if rewards:
     table.append(reward_weight(config.hidden_size, len(rewards)))
@@ -140,7 +141,7 @@ def define(
     return base
   targets = tuple(lora_targets(base, lora)) if lora.rank else ()
   adapted = functools.partial(make, lora=lora, targets=targets, prompt=prompt)
-  model = nnx.eval_shape(lambda: adapted(rngs=nnx.Rngs(params=0)))
+  model = nnx.eval_shape(lambda: adapted(rngs=Rngs(params=0)))
   graphdef, shapes, axes = _parts(model, _BESIDE)
   return base._replace(
     graphdef=graphdef,
@@ -185,7 +186,7 @@ def init_params(
   def make(key: jax.Array) -> Params:
     model = _make(
       config,
-      nnx.Rngs(params=key),
+      Rngs(params=key),
       lora=lora,
       targets=definition.targets,
       rewards=definition.rewards,
@@ -223,7 +224,7 @@ _BESIDE = (nnx.LoRAParam, HeadParam, PromptParam)
 
 def _make(
   config: Any,
-  rngs: nnx.Rngs,
+  rngs: Rngs,
   *,
   lora: Lora = Lora(),  # noqa: B008
   targets: Sequence[Path] = (),

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxpref import config
 from jaxpref.errors import UserError
-from jaxpref.models.layers import Linear
+from jaxpref.models.layers import Linear, Rngs
 from jaxpref.models.quantized import whole_kernel
 from jaxpref.types import Params
 
@@ -43,7 +43,7 @@ class LoraLinear(Linear):
     rank: int,
     scale: float,
     dropout: float,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
   ):
     self.kernel, self.bias = replaced.kernel, replaced.bias
     self.num_inputs, self.dtype = replaced.num_inputs, replaced.dtype
@@ -141,7 +141,7 @@ def add_adapters(
   model: nnx.Module,
   targets: Sequence[Path],
   settings: config.Lora,
-  rngs: nnx.Rngs,
+  rngs: Rngs,
 ) -> None:
   """Puts a LoraLinear in the place of each target, in the model itself."""
   for *parents, name in targets:

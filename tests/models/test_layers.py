@@ -15,6 +15,7 @@ from jaxpref.models.layers import (
   Linear,
   OffsetRMSNorm,
   RMSNorm,
+  Rngs,
   _periods,
   scan_layers,
   stack_layers,
@@ -26,7 +27,7 @@ MIXED = Dtypes(jnp.dtype("bfloat16"), jnp.dtype("float32"))
 
 def test_linear_to_heads_and_back():
   heads = {"heads": 2, "head_dim": 3}
-  rngs = nnx.Rngs(params=0)
+  rngs = Rngs(params=0)
   up = Linear({"embed": 4}, heads, use_bias=True, rngs=rngs, dtypes=FLOAT32)
   down = Linear(heads, {"embed": 4}, use_bias=False, rngs=rngs, dtypes=FLOAT32)
   assert up.kernel.get_metadata()["axes"] == ("embed", "heads", "head_dim")
@@ -42,14 +43,14 @@ def test_linear_to_heads_and_back():
 
 
 def test_rms_norm_by_hand():
-  norm = RMSNorm(2, eps=0.5, rngs=nnx.Rngs(params=0), dtypes=FLOAT32)
+  norm = RMSNorm(2, eps=0.5, rngs=Rngs(params=0), dtypes=FLOAT32)
   norm.scale[...] = jnp.array([1.0, 10.0])
   out = norm(jnp.array([[1.0, 2.0]]))  # mean square 2.5, and 0.5: sqrt(3)
   np.testing.assert_allclose(out, [[3**-0.5, 20 * 3**-0.5]], rtol=1e-6)
 
 
 def test_rms_norm_takes_the_mean_in_float32():
-  norm = RMSNorm(1000, eps=0.0, rngs=nnx.Rngs(params=0), dtypes=MIXED)
+  norm = RMSNorm(1000, eps=0.0, rngs=Rngs(params=0), dtypes=MIXED)
   x = jnp.full((1, 1000), 3.0, jnp.bfloat16)
   out = norm(x)
   assert out.dtype == jnp.bfloat16
@@ -67,7 +68,7 @@ def test_offset_norm_rounds_last():
     given = torch.tensor(np.asarray(x, np.float32)).to(torch.bfloat16)
     expected = theirs(given).float().numpy()
   ours, llama = (
-    kind(64, eps=1e-6, rngs=nnx.Rngs(params=0), dtypes=MIXED)
+    kind(64, eps=1e-6, rngs=Rngs(params=0), dtypes=MIXED)
     for kind in (OffsetRMSNorm, RMSNorm)
   )
   assert (ours.scale[...] == 0.0).all()
@@ -84,7 +85,7 @@ def _stack(num_layers):
       {"embed": 4}, {"mlp": 4}, use_bias=True, rngs=rngs, dtypes=FLOAT32
     )
 
-  return stack_layers(make, num_layers, nnx.Rngs(params=0))
+  return stack_layers(make, num_layers, Rngs(params=0))
 
 
 @pytest.mark.parametrize("remat", ["", "nothing_saveable"])

@@ -25,6 +25,7 @@ from jaxpref.models.layers import (
   Linear,
   OffsetRMSNorm,
   RMSNorm,
+  Rngs,
   scan_layers,
   stack_layers,
 )
@@ -59,7 +60,7 @@ class Llama(nnx.Module):
     self,
     config: LlamaConfig,
     *,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtype: DTypeLike,
     param_dtype: DTypeLike,
     remat: str,
@@ -169,7 +170,7 @@ class Block(nnx.Module):
   With post-norms, what is added passes a norm too.
   """
 
-  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtypes: Dtypes):
+  def __init__(self, config: LlamaConfig, *, rngs: Rngs, dtypes: Dtypes):
     make = functools.partial(
       _make_norm, config, config.hidden_size, rngs, dtypes
     )
@@ -198,7 +199,7 @@ class Block(nnx.Module):
 class Attention(nnx.Module):
   """Projections, norms of heads and RoPE around the caller's `attend`."""
 
-  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtypes: Dtypes):
+  def __init__(self, config: LlamaConfig, *, rngs: Rngs, dtypes: Dtypes):
     embed = {"embed": config.hidden_size}
     head_dim = {"head_dim": config.head_dim}
     heads = {"heads": config.num_attention_heads, **head_dim}
@@ -231,7 +232,7 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
   """down(act(gate(x)) * up(x))."""
 
-  def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtypes: Dtypes):
+  def __init__(self, config: LlamaConfig, *, rngs: Rngs, dtypes: Dtypes):
     embed, mlp = (
       {"embed": config.hidden_size},
       {"mlp": config.intermediate_size},
@@ -251,7 +252,7 @@ class Mlp(nnx.Module):
 
 
 def _make_norm(
-  config: LlamaConfig, size: int, rngs: nnx.Rngs, dtypes: Dtypes
+  config: LlamaConfig, size: int, rngs: Rngs, dtypes: Dtypes
 ) -> RMSNorm:
   kind = OffsetRMSNorm if config.norm_offset else RMSNorm
   return kind(size, eps=config.rms_norm_eps, rngs=rngs, dtypes=dtypes)

@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 from jaxtyping import Array, Float
 
-from jaxpref.models.layers import Dtypes, Linear
+from jaxpref.models.layers import Dtypes, Linear, Rngs
 from jaxpref.models.sdxl.layers import Conv, GroupNorm, upsample
 from jaxpref.sharding import constrain
 
@@ -26,7 +26,7 @@ class Residual(nnx.Module):
     time: int | None,
     groups: int,
     eps: float,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtypes: Dtypes,
   ):
     rest: Any = {"rngs": rngs, "dtypes": dtypes}
@@ -73,7 +73,7 @@ class Downsample(nnx.Module):
     channels: int,
     *,
     padding: tuple[int, int] = (1, 1),
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtypes: Dtypes,
   ):
     self.conv = Conv(
@@ -94,7 +94,7 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
   """The nearest pixel, then a convolution."""
 
-  def __init__(self, channels: int, *, rngs: nnx.Rngs, dtypes: Dtypes):
+  def __init__(self, channels: int, *, rngs: Rngs, dtypes: Dtypes):
     self.conv = Conv(
       ("embed", channels), ("features", channels), rngs=rngs, dtypes=dtypes
     )

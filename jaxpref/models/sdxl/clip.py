@@ -12,7 +12,7 @@ from flax import nnx
 import jax
 from jaxtyping import Array, Float
 
-from jaxpref.models.layers import Dtypes, Linear, normal, param
+from jaxpref.models.layers import Dtypes, Linear, Rngs, normal, param
 from jaxpref.models.sdxl.clip_config import ClipConfig
 from jaxpref.models.sdxl.layers import LayerNorm
 from jaxpref.sharding import constrain
@@ -32,7 +32,7 @@ _ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Places(nnx.Module):
   """A vector for each place; never cut, since their number is odd."""
 
-  def __init__(self, num: int, size: int, *, rngs: nnx.Rngs, dtypes: Dtypes):
+  def __init__(self, num: int, size: int, *, rngs: Rngs, dtypes: Dtypes):
     axes = ("window", "vocab_embed")
     init = normal(INITIAL)
     self.table = param(rngs, (num, size), axes, init, dtypes.params)
@@ -41,7 +41,7 @@ class Places(nnx.Module):
 class ClipLayer(nnx.Module):
   """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-  def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtypes: Dtypes):
+  def __init__(self, config: ClipConfig, *, rngs: Rngs, dtypes: Dtypes):
     size, eps = config.hidden_size, config.layer_norm_eps
     rest: Any = {"rngs": rngs, "dtypes": dtypes}
     self.layer_norm1 = LayerNorm(size, eps=eps, **rest)
@@ -60,7 +60,7 @@ class ClipLayer(nnx.Module):
 class ClipAttention(nnx.Module):
   """Projections around the tower's `attend`."""
 
-  def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtypes: Dtypes):
+  def __init__(self, config: ClipConfig, *, rngs: Rngs, dtypes: Dtypes):
     heads = config.num_attention_heads
     make = functools.partial(Linear, use_bias=True, rngs=rngs, dtypes=dtypes)
     whole = {"embed": config.hidden_size}
@@ -79,7 +79,7 @@ class ClipAttention(nnx.Module):
 class ClipMlp(nnx.Module):
   """fc2(act(fc1(x)))."""
 
-  def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtypes: Dtypes):
+  def __init__(self, config: ClipConfig, *, rngs: Rngs, dtypes: Dtypes):
     make = functools.partial(Linear, use_bias=True, rngs=rngs, dtypes=dtypes)
     whole, hidden = (
       {"embed": config.hidden_size},

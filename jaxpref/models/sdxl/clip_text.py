@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int32
 
-from jaxpref.models.layers import Embed, Linear, scan_layers, stack_layers
+from jaxpref.models.layers import Embed, Linear, Rngs, scan_layers, stack_layers
 from jaxpref.models.sdxl.clip import INITIAL, ClipLayer, Places
 from jaxpref.models.sdxl.clip_config import ClipTextConfig
 from jaxpref.models.sdxl.layers import LayerNorm, as_dtypes
@@ -30,7 +30,7 @@ class ClipText(nnx.Module):
     self,
     config: ClipTextConfig,
     *,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtype: DTypeLike,
     param_dtype: DTypeLike,
     remat: str,

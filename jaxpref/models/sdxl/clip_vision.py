@@ -10,6 +10,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from jaxpref.models.layers import (
   Linear,
+  Rngs,
   normal,
   param,
   scan_layers,
@@ -31,7 +32,7 @@ class ClipVision(nnx.Module):
     self,
     config: ClipVisionConfig,
     *,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtype: DTypeLike,
     param_dtype: DTypeLike,
     remat: str,

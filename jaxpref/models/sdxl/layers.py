@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Float32
 
-from jaxpref.models.layers import Dtypes, Linear, normal, ones, param, zeros
+from jaxpref.models.layers import (
+  Dtypes,
+  Linear,
+  Rngs,
+  normal,
+  ones,
+  param,
+  zeros,
+)
 from jaxpref.ops.project import project
 
 
@@ -32,7 +40,7 @@ class Conv(nnx.Module):
     stride: int = 1,
     padding: tuple[int, int] = (1, 1),
     use_bias: bool = True,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtypes: Dtypes,
   ):
     shape = (window, window, inputs[1], outputs[1])
@@ -74,7 +82,7 @@ class GroupNorm(nnx.Module):
     *,
     groups: int,
     eps: float,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtypes: Dtypes,
   ):
     self.scale = param(rngs, (size,), ("norm",), ones, dtypes.params)
@@ -94,7 +102,7 @@ class GroupNorm(nnx.Module):
 class LayerNorm(nnx.Module):
   """Each vector to mean 0 and variance 1, then affine."""
 
-  def __init__(self, size: int, *, eps: float, rngs: nnx.Rngs, dtypes: Dtypes):
+  def __init__(self, size: int, *, eps: float, rngs: Rngs, dtypes: Dtypes):
     self.scale = param(rngs, (size,), ("norm",), ones, dtypes.params)
     self.bias = param(rngs, (size,), ("norm",), zeros, dtypes.params)
     self.eps = eps
@@ -117,7 +125,7 @@ class TimeEmbedding(nnx.Module):
     outputs: int,
     *,
     condition: int | None = None,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtypes: Dtypes,
   ):
     def make(inputs: dict[str, int], to: dict[str, int], bias: bool) -> Linear:

@@ -10,7 +10,13 @@ from flax import nnx
 import jax
 from jaxtyping import Array, Float
 
-from jaxpref.models.layers import Dtypes, Linear, scan_layers, stack_layers
+from jaxpref.models.layers import (
+  Dtypes,
+  Linear,
+  Rngs,
+  scan_layers,
+  stack_layers,
+)
 from jaxpref.models.sdxl.layers import Conv, GroupNorm, LayerNorm
 from jaxpref.ops.full_attention import full_attention
 from jaxpref.sharding import constrain
@@ -29,7 +35,7 @@ class Transformer(nnx.Module):
     groups: int,
     linear: bool,
     remat: str,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtypes: Dtypes,
   ):
     rest: Any = {"rngs": rngs, "dtypes": dtypes}
@@ -71,7 +77,7 @@ class Block(nnx.Module):
     *,
     heads: int,
     context: int,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtypes: Dtypes,
   ):
     rest: Any = {"rngs": rngs, "dtypes": dtypes}
@@ -103,7 +109,7 @@ class Attention(nnx.Module):
     *,
     heads: int,
     context: int,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtypes: Dtypes,
     use_bias: bool = False,
   ):
@@ -127,7 +133,7 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
   """out(a * gelu(b)), a and b the halves of the first projection."""
 
-  def __init__(self, channels: int, *, rngs: nnx.Rngs, dtypes: Dtypes):
+  def __init__(self, channels: int, *, rngs: Rngs, dtypes: Dtypes):
     make = functools.partial(Linear, use_bias=True, rngs=rngs, dtypes=dtypes)
     hidden = {"mlp": 4 * channels}
     # Halves apart, so that each is cut over devices alike.
@@ -148,7 +154,7 @@ def _projection(
   to: str,
   linear: bool,
   *,
-  rngs: nnx.Rngs,
+  rngs: Rngs,
   dtypes: Dtypes,
 ) -> Linear | Conv:
   if linear:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Float32
 
-from jaxpref.models.layers import Dtypes, Embed, Linear
+from jaxpref.models.layers import Dtypes, Embed, Linear, Rngs
 from jaxpref.models.sdxl.blocks import (
   Downsample,
   Residual,
@@ -44,7 +44,7 @@ class UNet(nnx.Module):
     self,
     config: UNetConfig,
     *,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtype: DTypeLike,
     param_dtype: DTypeLike,
     remat: str,
@@ -163,7 +163,7 @@ class Stage(nnx.Module):
     way: str,
     *,
     remat: str,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtypes: Dtypes,
   ):
     rest: Any = {"rngs": rngs, "dtypes": dtypes}
@@ -245,7 +245,7 @@ class Stage(nnx.Module):
 
 
 def _class_embedding(
-  config: UNetConfig, *, rngs: nnx.Rngs, dtypes: Dtypes
+  config: UNetConfig, *, rngs: Rngs, dtypes: Dtypes
 ) -> TimeEmbedding | Linear | Embed | None:
   rest: Any = {"rngs": rngs, "dtypes": dtypes}
   size = config.projection_class_embeddings_input_dim or 0

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Float32
 
-from jaxpref.models.layers import Dtypes
+from jaxpref.models.layers import Dtypes, Rngs
 from jaxpref.models.sdxl.blocks import (
   Downsample,
   Residual,
@@ -45,7 +45,7 @@ class Vae(nnx.Module):
     self,
     config: VaeConfig,
     *,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtype: DTypeLike,
     param_dtype: DTypeLike,
     remat: str,
@@ -96,7 +96,7 @@ class Encoder(nnx.Module):
   """Pixels to twice the latents' channels, at 1/factor of the size."""
 
   def __init__(
-    self, config: VaeConfig, *, remat: str, rngs: nnx.Rngs, dtypes: Dtypes
+    self, config: VaeConfig, *, remat: str, rngs: Rngs, dtypes: Dtypes
   ):
     rest: Any = {"rngs": rngs, "dtypes": dtypes}
     channels, groups = config.block_out_channels, config.norm_num_groups
@@ -137,7 +137,7 @@ class Decoder(nnx.Module):
   """Latents to pixels."""
 
   def __init__(
-    self, config: VaeConfig, *, remat: str, rngs: nnx.Rngs, dtypes: Dtypes
+    self, config: VaeConfig, *, remat: str, rngs: Rngs, dtypes: Dtypes
   ):
     rest: Any = {"rngs": rngs, "dtypes": dtypes}
     channels, groups = config.block_out_channels[::-1], config.norm_num_groups
@@ -185,7 +185,7 @@ class Level(nnx.Module):
     down: bool = False,
     up: bool = False,
     remat: str,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     dtypes: Dtypes,
   ):
     rest: Any = {"rngs": rngs, "dtypes": dtypes}
@@ -216,7 +216,7 @@ class Middle(nnx.Module):
   """A residual block, attention of one head, a residual block."""
 
   def __init__(
-    self, config: VaeConfig, *, remat: str, rngs: nnx.Rngs, dtypes: Dtypes
+    self, config: VaeConfig, *, remat: str, rngs: Rngs, dtypes: Dtypes
   ):
     rest: Any = {"rngs": rngs, "dtypes": dtypes}
     size, groups = config.block_out_channels[-1], config.norm_num_groups
@@ -242,9 +242,7 @@ class Middle(nnx.Module):
 class ImageAttention(Attention):
   """x + attention(norm(x)) among all pixels."""
 
-  def __init__(
-    self, channels: int, *, groups: int, rngs: nnx.Rngs, dtypes: Dtypes
-  ):
+  def __init__(self, channels: int, *, groups: int, rngs: Rngs, dtypes: Dtypes):
     rest: Any = {"rngs": rngs, "dtypes": dtypes}
     super().__init__(channels, heads=1, context=channels, use_bias=True, **rest)
     self.group_norm = GroupNorm(channels, groups=groups, eps=_EPS, **rest)
@@ -257,7 +255,7 @@ class ImageAttention(Attention):
     return x + super().__call__(pixels, pixels).reshape(x.shape)
 
 
-def _pointwise(channels: int, *, rngs: nnx.Rngs, dtypes: Dtypes) -> Conv:
+def _pointwise(channels: int, *, rngs: Rngs, dtypes: Dtypes) -> Conv:
   return Conv(
     ("image", channels),
     ("image", channels),
