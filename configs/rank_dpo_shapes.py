@@ -23,7 +23,7 @@ from jaxpref.files import import_file
 def get_config() -> ml_collections.ConfigDict:
   config = _base().get_recipe()
   config.loss = {"name": "rank_dpo", "beta": 500.0}
-  config.diffusion = {"drop_caption": 0.1, "share_noise": False}
+  config.diffusion = {"drop_caption": 0.1}
   config.data.batch_size = 8  # lists of four: as many images
   config.data.eval_holdout = 32
   return config

@@ -35,7 +35,7 @@ from jaxpref.models.sdxl.small import small_vae, write_small
 from jaxpref.run import run
 from jaxpref.score.raters import redness
 
-EDITION = 1  # of what the base depends on beside its config
+EDITION = 2  # of what the base depends on beside its config
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -45,11 +45,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.diffusion = {"drop_caption": 0.1}
   config.data = {"batch_size": 32, "rows_per_device": 32}
   config.optimizer = {
-    "learning_rate": 2e-3,
+    "learning_rate": 4e-3,
     "schedule": "cosine",
     "warmup_steps": 20,
   }
-  config.train = {"steps": 800, "log_every": 20}
+  config.train = {"steps": 400, "log_every": 20}
   config.sample = {
     "num_prompts": 6,
     "per_prompt": 6,

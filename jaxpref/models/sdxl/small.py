@@ -41,11 +41,11 @@ def small_vae(side: int) -> VaeConfig:
 
 
 def small_unet(side: int) -> UNetConfig:
-  """Of latents of `side`, and of half of it within."""
+  """Of latents of `side`, and of half of it within, where it attends."""
   return UNetConfig(
     block_out_channels=(32, 64),
-    down_block_types=("CrossAttnDownBlock2D",) * 2,
-    up_block_types=("CrossAttnUpBlock2D",) * 2,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     layers_per_block=1,
     attention_head_dim=2,
     cross_attention_dim=_WIDTH,
