@@ -25,6 +25,14 @@ FLOAT32 = Dtypes(jnp.dtype("float32"), jnp.dtype("float32"))
 MIXED = Dtypes(jnp.dtype("bfloat16"), jnp.dtype("float32"))
 
 
+def test_keys_are_those_of_nnx():
+  ours, theirs = Rngs(params=3), nnx.Rngs(params=3)
+  for _ in range(3):
+    assert ours.params() == theirs.params()
+  key = jax.random.key(3)
+  assert Rngs(key).params() == nnx.Rngs(params=key).params()
+
+
 def test_linear_to_heads_and_back():
   heads = {"heads": 2, "head_dim": 3}
   rngs = Rngs(params=0)
