@@ -5,7 +5,9 @@
 
 Karthik et al. 2024 (https://arxiv.org/abs/2410.18013). As many images as in
 diffusion_dpo_shapes.py, and as many in a step: eight lists of four instead of
-sixteen pairs. The model is that of configs/shapes_base.py, or of
+sixteen pairs. The images of a list share their noise, as those of a pair do;
+the paper's have each their own (`diffusion.share_noise=False`), of which lists
+learned less than pairs here. The model is that of configs/shapes_base.py, or of
 config.model.path.
 
 docs/certificates.md tells what three seeds came to, beside Diffusion-DPO.
