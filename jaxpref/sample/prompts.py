@@ -72,6 +72,7 @@ def _prompts(path: pathlib.Path) -> Iterator[Any]:
     if prompt is None:
       raise UserError(
         f"config.sample.prompts: {path}, line {row.number}: nothing is in "
-        f"`prompt` or `caption`; its columns are {', '.join(row.values)}."
+        "`prompt` or `caption`; its columns are "
+        f"{', '.join(row.values) or 'none'}."
       )
     yield prompt
