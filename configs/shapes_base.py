@@ -101,12 +101,12 @@ def make_inputs(
 def prefer_red(
   config: settings.Config, workdir: pathlib.Path
 ) -> settings.Config | None:
-  """Draws pairs, and trains the base where none is given; each once.
+  """Draws pairs and trains the base where none are given; each once.
 
   Returns: the config with the paths of both; None if interrupted.
   """
-  pairs = workdir / "pairs.parquet"
-  if not pairs.exists():
+  pairs = pathlib.Path(config.data.path or workdir / "pairs.parquet")
+  if not (config.data.path or pairs.exists()):
     shapes.write_pairs(pairs, num_pairs=1000, seed=2, rate=redness)
   return _on_base(config, workdir, pairs)
 
@@ -115,8 +115,8 @@ def rank_red(
   config: settings.Config, workdir: pathlib.Path
 ) -> settings.Config | None:
   """As `prefer_red`, with as many images in lists of four."""
-  lists = workdir / "lists.parquet"
-  if not lists.exists():
+  lists = pathlib.Path(config.data.path or workdir / "lists.parquet")
+  if not (config.data.path or lists.exists()):
     shapes.write_lists(lists, num_lists=500, size=4, seed=2, rate=redness)
   return _on_base(config, workdir, lists)
 
