@@ -33,10 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if processes is not None:
       hosts.join(processes)
     settings, module = config.load(flags.config, overrides)
-    from jaxpref.run import run  # seconds: a mistake above needs none of it
+    # Seconds: a mistake above needs none of it.
+    from jaxpref.fit.loss import check_suits
+    from jaxpref.run import run
 
     make_inputs = getattr(module, "make_inputs", None)
     if make_inputs is not None:
+      check_suits(settings)  # before the minutes that inputs may take
       settings = make_inputs(settings, workdir)
     if settings is not None:
       run(settings, workdir)

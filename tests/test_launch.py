@@ -135,3 +135,29 @@ def test_quickstart_resolves(monkeypatch, ran, tmp_path):
   monkeypatch.setattr(jaxpref.run, "run", lambda *given: began.append(given))
   assert launch.main(arguments) == 0
   assert [workdir for _, workdir in began] == [tmp_path / "base"]
+
+
+def test_a_mistake_in_the_loss_is_told_before_inputs_are_made(tmp_path, capsys):
+  status = launch.main(
+    [
+      "--config=configs/rank_dpo_shapes.py",
+      f"--workdir={tmp_path / 'run'}",
+      "--config.loss.betta=1",
+    ]
+  )
+  assert status == 2
+  assert "Did you mean 'beta'" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()
+
+
+def test_given_data_take_the_place_of_simulated(tmp_path):
+  status = launch.main(
+    [
+      "--config=configs/rank_dpo_shapes.py",
+      f"--workdir={tmp_path / 'run'}",
+      f"--config.model.path={tmp_path}",
+      f"--config.data.path={tmp_path / 'mine.parquet'}",
+    ]
+  )
+  assert status == 2
+  assert not (tmp_path / "run" / "lists.parquet").exists()
